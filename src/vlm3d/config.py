@@ -1,0 +1,247 @@
+"""Settings: every field typed, with one line of documentation, and one YAML file a model size.
+
+`load_config("tiny")` reads a shipped size, `load_config("my.yaml", ["model.vision.depth=8"])` a file with overrides.
+A YAML file states only what differs from the defaults below, and may name the size it starts from with ``base:``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlm3d.errors import ConfigError
+
+SHIPPED_CONFIGS = ("tiny", "small", "medium", "large")
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PreprocessingConfig(Section):
+    """How a scan becomes the model's input."""
+
+    spacing_mm: tuple[float, float, float] = Field(
+        (1.5, 0.75, 0.75), description="Voxel size (D, H, W) in mm."
+    )
+    max_shape: tuple[int, int, int] = Field(
+        (240, 480, 480), description="Largest grid (D, H, W); larger scans are cropped."
+    )
+    fixed_shape: bool = Field(False, description="Pad every scan to max_shape, as CT-CLIP does.")
+    crop: Literal["center", "lungs"] = Field(
+        "lungs", description="Where max_shape is cut: around the lungs, or the middle."
+    )
+    crop_margin_mm: float = Field(20.0, ge=0, description="Kept around the lungs on each side, in mm.")
+    hu_window: tuple[float, float] = Field(
+        (-1000.0, 1000.0), description="HU that map to -1 and 1; clipped outside."
+    )
+    size_multiple: tuple[int, int, int] = Field(
+        (4, 16, 16), description="The grid is padded to multiples of the patch."
+    )
+
+
+class VisionConfig(Section):
+    """`ThreeDVisionEncoder`."""
+
+    in_channels: int = Field(1, ge=1, description="Image channels.")
+    patch_size: tuple[int, int, int] = Field((4, 16, 16), description="Voxels a patch (D, H, W).")
+    embed_dim: int = Field(768, ge=4, description="Width C of a token.")
+    depth: int = Field(12, ge=1, description="Transformer blocks.")
+    num_heads: int = Field(12, ge=1, description="Attention heads; must divide embed_dim.")
+    mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of a block's MLP over embed_dim.")
+    position_grid: tuple[int, int, int] = Field(
+        (64, 32, 32), description="Entries of the z, y, x position tables."
+    )
+    max_slice_distance: int = Field(
+        64, ge=1, description="Slice distances (in patches) with a bias of their own; larger share the last."
+    )
+    num_regions: int = Field(20, ge=1, description="Anatomical regions, without background.")
+    region_every: int = Field(3, ge=1, description="Every n-th block also attends to region tokens.")
+    region_dim: int = Field(192, ge=4, description="Inner width of region attention.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute blocks in the backward pass to save memory."
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> VisionConfig:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class ClassifierConfig(Section):
+    """`MultiLabelClassifier`."""
+
+    num_diseases: int = Field(18, ge=1, description="Labels; the first 18 are CT-RATE's.")
+    text_encoder: str = Field(
+        "emilyalsentzer/Bio_ClinicalBERT", description="Frozen text encoder: Hub name or folder."
+    )
+    shared_dim: int = Field(256, ge=1, description="Width of the space where image and text meet.")
+    num_soft_prompts: int = Field(
+        4, ge=0, description="Learned vectors in front of each prompt's text features."
+    )
+    class_weights: tuple[float, ...] | None = Field(None, description="Weight of each disease in the loss.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="On the image features.")
+
+
+class LocalizerConfig(Section):
+    """`LesionLocalizationModule`."""
+
+    num_lesion_diseases: int = Field(5, ge=1, description="Lesion prompts; the first 5 are the shipped ones.")
+    denoiser_depth: int = Field(4, ge=1, description="Layers of the denoising transformer.")
+    denoiser_heads: int = Field(12, ge=1, description="Its attention heads.")
+    denoiser_mlp_ratio: float = Field(1.0, gt=0, description="Its MLP's hidden width over embed_dim.")
+    base_channels: int = Field(
+        64, ge=4, description="U-Net width two scales below full resolution; halves upward, doubles downward."
+    )
+    bottleneck_channels: int = Field(
+        384, ge=4, description="U-Net width on the patch grid, where denoised features enter."
+    )
+    text_dim: int = Field(128, ge=4, description="Width of the text features that gate the U-Net.")
+
+
+class ReportConfig(Section):
+    """`ReportGenerator`."""
+
+    llm_name: str = Field(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", description="Language model: Hub name or folder."
+    )
+    num_queries: int = Field(32, ge=1, description="Visual tokens that the projector hands to the LLM.")
+    projector_dim: int = Field(768, ge=4, description="Inner width of the projector.")
+    projector_depth: int = Field(4, ge=1, description="Cross-attention layers of the projector.")
+    use_lora: bool = Field(True, description="Train low-rank adapters in the LLM.")
+    lora_rank: int = Field(64, ge=1, description="Rank of the adapters.")
+    lora_alpha: int = Field(128, ge=1, description="Scale of the adapters, over the rank.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout in the adapters.")
+    load_in_4bit: bool = Field(False, description="Hold the LLM in NF4 (needs the extra 'quant').")
+    location_strategy: Literal["text", "embedding", "both", "none"] = Field(
+        "text", description="How findings and lesion locations reach the LLM."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Longest report, in tokens.")
+    temperature: float = Field(0.0, ge=0, description="0 decodes greedily.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Nucleus of sampling.")
+
+
+class LossConfig(Section):
+    """`MultiTaskLoss`."""
+
+    weight_classification: float = Field(1.0, ge=0, description="Fixed weight of the classification loss.")
+    weight_localization: float = Field(2.0, ge=0, description="Fixed weight of the localization loss.")
+    weight_generation: float = Field(1.5, ge=0, description="Fixed weight of the report loss.")
+    balancing: Literal["fixed", "uncertainty", "gradnorm"] = Field(
+        "fixed", description="How the tasks are weighed."
+    )
+    focal_gamma: float = Field(0.0, ge=0, description="0 is plain BCE; 2 is the usual focal loss.")
+    text_alignment_weight: float = Field(
+        0.1, ge=0, description="Weight of the text-alignment term of localization."
+    )
+    consistency_weight: float = Field(0.05, ge=0, description="Weight of the consistency between scales.")
+
+
+class ModelConfig(Section):
+    """Everything that fixes the model's tensors."""
+
+    vision: VisionConfig = VisionConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    localizer: LocalizerConfig = LocalizerConfig()
+    report: ReportConfig = ReportConfig()
+
+
+class Config(Section):
+    """One run: the model, its input and its losses."""
+
+    name: str = Field("custom", description="Shown in outputs.")
+    model: ModelConfig = ModelConfig()
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Config:
+        for multiple, patch in zip(
+            self.preprocessing.size_multiple, self.model.vision.patch_size, strict=True
+        ):
+            if multiple % patch:
+                raise ValueError(
+                    f"preprocessing.size_multiple {self.preprocessing.size_multiple} is not a multiple of "
+                    f"model.vision.patch_size {self.model.vision.patch_size}"
+                )
+        return self
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: A shipped size (``tiny small medium large``) or a YAML file.
+        overrides: Settings such as ``"model.vision.depth=8"``; the right side is YAML.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds an unknown or impossible setting.
+    """
+    values = _read_yaml(source)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{override}' is not of the form key=value, such as model.vision.depth=8")
+        node = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"'{override}' goes below '{parent}', which is a single value")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"'{override}': the value is not YAML") from error
+    return config_from_dict(values, str(source))
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """Check settings and build a `Config`; a fault is named by its dotted key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "configuration"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{source}: {key}: {first['msg']}{more}") from error
+
+
+def _read_yaml(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    if str(source) in seen:
+        raise ConfigError(f"{source} is its own base: {' -> '.join((*seen, str(source)))}")
+    try:
+        if str(source) in SHIPPED_CONFIGS:
+            text = files("vlm3d").joinpath("configs", f"{source}.yaml").read_text(encoding="utf-8")
+        else:
+            text = Path(source).read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+    except OSError as error:
+        raise ConfigError(
+            f"no configuration '{source}': give a YAML file or one of {', '.join(SHIPPED_CONFIGS)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold settings by name, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if str(base) not in SHIPPED_CONFIGS and str(source) not in SHIPPED_CONFIGS:
+        base = Path(source).parent / str(base)
+    return _merge(_read_yaml(base, (*seen, str(source))), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,119 @@
+"""The 18 diseases and 5 lesions: names, order, prompts, colors. The only list; everything else asks here.
+
+The diseases are CT-RATE's, in CT-RATE's order and spelling, which the VLM3D challenge shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Disease:
+    """One of the classifier's labels.
+
+    Attributes:
+        name: CT-RATE's spelling, used in every file.
+        prompt: What the classifier's text encoder reads.
+    """
+
+    name: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One of the localizer's targets.
+
+    Attributes:
+        key: Identifier in outputs, files and batches.
+        name: The name a person reads.
+        prompt: What the localizer's text encoder reads: the lesion with its anatomical context.
+        disease: The classifier's nearest label.
+        color: ``#rrggbb`` on pages and in viewers.
+        challenge_name: The key in the challenge's box file.
+    """
+
+    key: str
+    name: str
+    prompt: str
+    disease: str
+    color: str
+    challenge_name: str
+
+
+DISEASES: tuple[Disease, ...] = (
+    Disease(
+        "Medical material",
+        "Medical device or foreign material in the chest: port, pacemaker, stent, clip, tube or valve.",
+    ),
+    Disease("Arterial wall calcification", "Calcified plaque in the wall of the aorta or its branches."),
+    Disease("Cardiomegaly", "Enlarged heart with an increased cardiothoracic ratio."),
+    Disease("Pericardial effusion", "Fluid in the pericardial sac around the heart."),
+    Disease("Coronary artery wall calcification", "Calcified plaque along the coronary arteries."),
+    Disease("Hiatal hernia", "Part of the stomach above the diaphragm through the esophageal hiatus."),
+    Disease("Lymphadenopathy", "Enlarged lymph nodes of the mediastinum, hila or axillae."),
+    Disease(
+        "Emphysema", "Destroyed alveoli: low-attenuation areas without walls, mostly in the upper lobes."
+    ),
+    Disease("Atelectasis", "Collapsed lung with volume loss, as bands, plates or a whole lobe."),
+    Disease("Lung nodule", "Rounded opacity of up to 30 mm within the lung."),
+    Disease("Lung opacity", "Area of increased lung attenuation, ground-glass or denser."),
+    Disease(
+        "Pulmonary fibrotic sequela",
+        "Scar of past disease: fibrotic bands, pleuroparenchymal streaks, distortion.",
+    ),
+    Disease("Pleural effusion", "Fluid in the dependent pleural space."),
+    Disease("Mosaic attenuation pattern", "Patchwork of lobules with lower and higher lung attenuation."),
+    Disease("Peribronchial thickening", "Thickened bronchial walls."),
+    Disease("Consolidation", "Airless lung that hides its vessels, often with air bronchograms."),
+    Disease("Bronchiectasis", "Permanently widened bronchi, larger than the artery beside them."),
+    Disease("Interlobular septal thickening", "Thickened septa between the secondary pulmonary lobules."),
+)
+
+DISEASE_NAMES: tuple[str, ...] = tuple(disease.name for disease in DISEASES)
+
+LESIONS: tuple[Lesion, ...] = (
+    Lesion(
+        "pericardial_effusion",
+        "Pericardial effusion",
+        "Pericardial effusion: a shell of fluid between the heart and the pericardium, deepest behind the left ventricle.",
+        "Pericardial effusion",
+        "#e8a33d",
+        "Pericardial effusion",
+    ),
+    Lesion(
+        "pleural_effusion",
+        "Pleural effusion",
+        "Pleural effusion: fluid in the right or left pleural space, dependent and posterior, with a crescent-shaped edge.",
+        "Pleural effusion",
+        "#3d9be8",
+        "Pleural effusion",
+    ),
+    Lesion(
+        "consolidation",
+        "Consolidation",
+        "Consolidation: dense airless lung within a lobe, vessels hidden, air bronchograms running through it.",
+        "Consolidation",
+        "#e8523d",
+        "Consolidation",
+    ),
+    Lesion(
+        "ground_glass_opacity",
+        "Ground-glass opacity",
+        "Ground-glass opacity: hazy lung of increased attenuation in which vessels and bronchi stay visible.",
+        "Lung opacity",
+        "#5fc97a",
+        "Ground glass opacity",
+    ),
+    Lesion(
+        "lung_nodule",
+        "Lung nodule",
+        "Lung nodule: a rounded opacity of up to 30 mm, surrounded by lung, apart from vessels and fissures.",
+        "Lung nodule",
+        "#c77de8",
+        "Lung nodule",
+    ),
+)
+
+LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in LESIONS)
