@@ -271,21 +271,31 @@ class _Runs:
         The caliper runs over the centers of the edge voxels; one voxel's extent in that direction is added,
         so that a row of three 1 mm voxels measures 3 mm.
         """
+        row = np.flatnonzero(self._row_starts())  # only a row's two outermost voxels can touch the caliper
+        h_mm = self.h_R[row] * spacing_hw_mm[0]
+        first_mm = np.minimum.reduceat(self.first_R, row) * spacing_hw_mm[1]
+        last_mm = np.maximum.reduceat(self.last_R, row) * spacing_hw_mm[1]
+        slice_starts = np.searchsorted(row, self.slice_starts_S)
         best_S = np.zeros(self.slice_starts_S.size)
-        h_mm, first_mm = self.h_R * spacing_hw_mm[0], self.first_R * spacing_hw_mm[1]
-        last_mm = self.last_R * spacing_hw_mm[1]
         for angle in _CALIPER_ANGLES:
             along_h, along_w = (
                 np.cos(angle),
                 np.sin(angle),
-            )  # along_w >= 0: a run's last voxel is its farther one
-            near = np.minimum.reduceat(h_mm * along_h + first_mm * along_w, self.slice_starts_S)
-            far = np.maximum.reduceat(h_mm * along_h + last_mm * along_w, self.slice_starts_S)
+            )  # along_w >= 0: a row's last voxel is its farther one
+            near = np.minimum.reduceat(h_mm * along_h + first_mm * along_w, slice_starts)
+            far = np.maximum.reduceat(h_mm * along_h + last_mm * along_w, slice_starts)
             voxel = np.hypot(along_h * spacing_hw_mm[0], along_w * spacing_hw_mm[1])
             np.maximum(best_S, far - near + voxel, out=best_S)
         piece_of_slice = self.label_R[self.slice_starts_S]
         first_slice_N = np.searchsorted(piece_of_slice, np.arange(self.piece_starts_N.size))
         return np.maximum.reduceat(best_S, first_slice_N)
+
+    def _row_starts(self) -> NDArray[np.bool_]:
+        """Marks the first run of each piece in each row of each slice."""
+        starts_R = np.zeros(self.h_R.size, bool)
+        starts_R[self.slice_starts_S] = True
+        starts_R[1:] |= self.h_R[1:] != self.h_R[:-1]
+        return starts_R
 
 
 def _region_of_most(
