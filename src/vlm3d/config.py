@@ -45,6 +45,22 @@ class PreprocessingConfig(Section):
     size_multiple: tuple[int, int, int] = Field(
         (4, 16, 16), description="The grid is padded to multiples of the patch."
     )
+    antialias: bool = Field(True, description="Average over what one voxel covers where the grid coarsens.")
+    ctclip_sizes: bool = Field(
+        False, description="Size int(shape x scale) with the spacing stretched to fit, as CT-CLIP does."
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PreprocessingConfig:
+        if min(self.spacing_mm) <= 0 or min(self.size_multiple) < 1 or min(self.max_shape) < 1:
+            raise ValueError("spacing_mm, size_multiple and max_shape must be positive")
+        if any(size % multiple for size, multiple in zip(self.max_shape, self.size_multiple, strict=True)):
+            raise ValueError(
+                f"max_shape {self.max_shape} is not a multiple of size_multiple {self.size_multiple}"
+            )
+        if self.hu_window[0] >= self.hu_window[1]:
+            raise ValueError(f"hu_window {self.hu_window} must be (lower, upper)")
+        return self
 
 
 class VisionConfig(Section):
@@ -64,7 +80,7 @@ class VisionConfig(Section):
     )
     num_regions: int = Field(20, ge=1, description="Anatomical regions, without background.")
     region_every: int = Field(3, ge=1, description="Every n-th block also attends to region tokens.")
-    region_dim: int = Field(192, ge=4, description="Inner width of region attention.")
+    region_dim: int = Field(128, ge=4, description="Inner width of region attention.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute blocks in the backward pass to save memory."
     )

@@ -1,0 +1,1 @@
+"""Scan to model input, and model masks back to the scan."""
