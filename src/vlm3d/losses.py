@@ -1,0 +1,286 @@
+"""The losses of the three tasks, and the ways to weigh them.
+
+A case may lack labels: a NaN disease label, a negative value in a lesion mask or a lesion missing from the dictionary, and
+a report token of -100 (or a masked one) are left out of the sums. A task without any label in a batch contributes zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm3d.config import LossConfig
+from vlm3d.labels import LESION_KEYS
+
+TASKS = ("classification", "localization", "generation")
+
+
+def classification_loss(
+    logits_BK: Tensor, labels_BK: Tensor, *, focal_gamma: float = 0.0, class_weights_K: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy over diseases, focal where asked, averaged over the known labels.
+
+    Focal: ``-(1 - p_t)^gamma log p_t`` (Lin 2017). A class weight multiplies its disease's terms.
+
+    Args:
+        logits_BK: (B, K).
+        labels_BK: 0, 1, or NaN where unknown.
+        focal_gamma: 0 is plain cross-entropy.
+        class_weights_K: (K,).
+    """
+    known_BK = ~labels_BK.isnan()
+    target_BK = labels_BK.nan_to_num(0.0).to(logits_BK.dtype)
+    loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none")
+    if focal_gamma:
+        probability_of_truth = torch.exp(-loss_BK)
+        loss_BK = (1.0 - probability_of_truth) ** focal_gamma * loss_BK
+    if class_weights_K is not None:
+        loss_BK = loss_BK * class_weights_K
+    return (loss_BK * known_BK).sum() / known_BK.sum().clamp(min=1)
+
+
+def dice_bce_loss(logits_BLDHW: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """Soft Dice plus binary cross-entropy, averaged over the known (case, lesion) pairs.
+
+    ``Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s)``; the smooth term gives an empty truth a gradient towards nothing.
+
+    Args:
+        logits_BLDHW: Mask logits.
+        target_BLDHW: 0 or 1; ignored where ``known_BL`` is False.
+        known_BL: Whether the case's mask of that lesion is known.
+        smooth: s above, in voxels.
+    """
+    target = target_BLDHW.to(logits_BLDHW.dtype)
+    bce_BL = F.binary_cross_entropy_with_logits(logits_BLDHW, target, reduction="none").flatten(2).mean(-1)
+    probability = logits_BLDHW.sigmoid()
+    overlap_BL = (probability * target).flatten(2).sum(-1)
+    total_BL = probability.flatten(2).sum(-1) + target.flatten(2).sum(-1)
+    dice_BL = (2 * overlap_BL + smooth) / (total_BL + smooth)
+    return ((1 - dice_BL + bce_BL) * known_BL).sum() / known_BL.sum().clamp(min=1)
+
+
+def text_alignment_loss(
+    similarity_BLZYX: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, temperature: float = 0.07
+) -> Tensor:
+    """A patch inside a lesion must resemble that lesion's prompt more than the others.
+
+    Cross-entropy over prompts at patches that a lesion covers, weighted by the covered share; patches outside every
+    lesion say nothing.
+    """
+    share = F.adaptive_avg_pool3d(target_BLDHW.float() * known_BL[..., None, None, None], similarity_BLZYX.shape[-3:])
+    log_probability = (similarity_BLZYX / temperature).log_softmax(dim=1)
+    return -(share * log_probability).sum() / share.sum().clamp(min=1e-6)
+
+
+def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference between the full-resolution probabilities, averaged down, and each coarser scale's."""
+    if not coarser_logits:
+        return full_logits_BLDHW.new_zeros(())
+    probability = full_logits_BLDHW.sigmoid()
+    terms = [
+        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, coarse.shape[-3:])) for coarse in coarser_logits
+    ]
+    return torch.stack(terms).mean()
+
+
+def stack_lesion_masks(
+    lesion_masks: Mapping[str, Tensor] | Tensor, num_lesions: int, keys: Sequence[str] = LESION_KEYS
+) -> tuple[Tensor, Tensor]:
+    """Masks by name become one tensor and what is known of them.
+
+    Args:
+        lesion_masks: Lesion key -> (B, D, H, W), or one tensor (B, L, D, H, W). A negative value anywhere in a case's mask
+            says that the case was not annotated for that lesion; so does a missing key.
+        num_lesions: L.
+        keys: Names in the order of the prompts.
+
+    Returns:
+        Masks (B, L, D, H, W) of 0 and 1, and known (B, L).
+
+    Raises:
+        ValueError: A name is unknown, or no mask is given.
+    """
+    if isinstance(lesion_masks, Mapping):
+        names = [*keys, *(f"lesion_{i + 1}" for i in range(len(keys), num_lesions))][:num_lesions]
+        foreign = set(lesion_masks) - set(names)
+        if foreign or not lesion_masks:
+            raise ValueError(f"lesion masks are {', '.join(names)}; got {', '.join(sorted(lesion_masks)) or 'none'}")
+        template = next(iter(lesion_masks.values()))
+        unknown = template.new_full((), -1, dtype=torch.int8).expand(template.shape)
+        stacked = torch.stack([lesion_masks.get(name, unknown).to(torch.int8) for name in names], dim=1)
+    else:
+        stacked = lesion_masks
+    known_BL = stacked.flatten(2).amin(-1) >= 0
+    return stacked.clamp(min=0), known_BL
+
+
+class MultiTaskLoss(nn.Module):
+    """Weighted sum of the three tasks' losses.
+
+    Args:
+        weight_classification: Fixed weight, or the starting weight where ``balancing`` learns them.
+        weight_localization: Likewise.
+        weight_generation: Likewise.
+        balancing: ``"fixed"``; ``"uncertainty"`` learns ``exp(-s_t) L_t + s_t`` (Kendall 2018), s starting at
+            -log(weight); ``"gradnorm"`` learns weights through `GradNorm`.
+        focal_gamma: See `classification_loss`.
+        class_weights: (K,), see `classification_loss`.
+        text_alignment_weight: Of `text_alignment_loss` within localization.
+        consistency_weight: Of `scale_consistency_loss` within localization.
+    """
+
+    def __init__(
+        self,
+        weight_classification: float = 1.0,
+        weight_localization: float = 2.0,
+        weight_generation: float = 1.5,
+        balancing: str = "fixed",
+        focal_gamma: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        text_alignment_weight: float = 0.1,
+        consistency_weight: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if balancing not in ("fixed", "uncertainty", "gradnorm"):
+            raise ValueError(f"balancing is fixed, uncertainty or gradnorm, got {balancing!r}")
+        start = torch.tensor([weight_classification, weight_localization, weight_generation], dtype=torch.float32)
+        self.balancing = balancing
+        self.focal_gamma = focal_gamma
+        self.text_alignment_weight = text_alignment_weight
+        self.consistency_weight = consistency_weight
+        self.register_buffer("start_weights", start)
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
+        self.log_variance = nn.Parameter(-start.clamp(min=1e-6).log()) if balancing == "uncertainty" else None
+        self.gradnorm = GradNorm(start) if balancing == "gradnorm" else None
+
+    @classmethod
+    def from_config(cls, config: LossConfig, class_weights: Sequence[float] | None = None) -> MultiTaskLoss:
+        """From the ``loss`` section of a configuration."""
+        return cls(**config.model_dump(), class_weights=class_weights)
+
+    def forward(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            outputs: What `VLM3DMultiTask.forward` returned; only tasks that were run are in it.
+            batch: ``disease_labels`` (B, K), ``lesion_masks`` (see `stack_lesion_masks`); the report loss is already in
+                the outputs, since the language model computes it.
+
+        Returns:
+            ``total`` and one entry a task that was run (unweighted), all scalars.
+        """
+        losses: dict[str, Tensor] = {}
+        if "classification" in outputs and batch.get("disease_labels") is not None:
+            losses["classification"] = classification_loss(
+                outputs["classification"]["logits"],
+                batch["disease_labels"],
+                focal_gamma=self.focal_gamma,
+                class_weights_K=self.class_weights,
+            )
+        if "localization" in outputs and batch.get("lesion_masks") is not None:
+            losses["localization"] = self._localization(outputs["localization"], batch["lesion_masks"])
+        if outputs.get("generation") is not None and outputs["generation"].get("loss") is not None:
+            losses["generation"] = outputs["generation"]["loss"]
+        if not losses:
+            raise ValueError("no task has both an output and a label in this batch")
+        return {"total": self._weigh(losses), **losses}
+
+    def _localization(self, output: Mapping[str, Any], lesion_masks: Mapping[str, Tensor] | Tensor) -> Tensor:
+        logits = output["mask_logits"]
+        target, known_BL = stack_lesion_masks(lesion_masks, logits.shape[1])
+        target = target.to(logits.dtype)
+        loss = dice_bce_loss(logits, target, known_BL)
+        coarser = output["coarser_logits"]
+        for level, coarse in enumerate(coarser, start=1):
+            pooled = F.adaptive_avg_pool3d(target, coarse.shape[-3:])
+            loss = loss + 0.5**level * dice_bce_loss(coarse, pooled, known_BL)
+        loss = loss / sum(0.5**level for level in range(len(coarser) + 1))
+        if output.get("patch_similarity") is not None:
+            loss = loss + self.text_alignment_weight * text_alignment_loss(output["patch_similarity"], target, known_BL)
+        return loss + self.consistency_weight * scale_consistency_loss(logits, coarser)
+
+    def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
+        if self.log_variance is not None:
+            log_variance = self.log_variance
+            terms = [
+                torch.exp(-log_variance[TASKS.index(task)]) * loss + log_variance[TASKS.index(task)]
+                for task, loss in losses.items()
+            ]
+        else:
+            weights = self.start_weights if self.gradnorm is None else self.gradnorm.weights.detach()
+            terms = [weights[TASKS.index(task)].to(loss.device) * loss for task, loss in losses.items()]
+        return torch.stack([term.float() for term in terms]).sum()
+
+
+class GradNorm(nn.Module):
+    """Task weights that even out the gradients of the tasks on a shared tensor (Chen 2018).
+
+    Each step minimizes ``sum_t | w_t G_t - mean(w G) * r_t^alpha |`` over w, where G_t is the norm of task t's gradient on
+    the shared parameters and r_t its loss over its first loss, relative to the mean of these. The weights keep their sum.
+    Call `update` after the losses and before ``total.backward()``.
+    """
+
+    def __init__(self, start_weights: Tensor, alpha: float = 1.5, lr: float = 0.025) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.lr = lr
+        self.weights = nn.Parameter(start_weights.clone(), requires_grad=False)
+        self.register_buffer("first_losses", torch.full_like(start_weights, float("nan")))
+
+    def update(self, losses: Mapping[str, Tensor], shared: Iterable[nn.Parameter]) -> dict[str, float]:
+        """One step on the weights; returns them by task.
+
+        Args:
+            losses: Unweighted losses a task, with their graph; other keys such as ``total`` are ignored.
+            shared: Parameters that all tasks train, such as the encoder's last block.
+        """
+        present = [task for task in TASKS if task in losses and losses[task].requires_grad]
+        shared = [parameter for parameter in shared if parameter.requires_grad]
+        if len(present) > 1 and shared:
+            index = torch.tensor([TASKS.index(task) for task in present], device=self.weights.device)
+            norms = torch.stack([self._gradient_norm(losses[task], shared) for task in present])
+            value = torch.stack([losses[task].detach().float() for task in present]).to(self.weights.device)
+            first = self.first_losses[index]
+            self.first_losses[index] = torch.where(first.isnan(), value, first)
+            progress = value / self.first_losses[index].clamp(min=1e-8)
+            rate = progress / progress.mean().clamp(min=1e-8)
+            weighted = self.weights[index] * norms
+            target = weighted.mean() * rate**self.alpha
+            gradient = torch.sign(weighted - target) * norms
+            total = self.weights[index].sum()
+            stepped = (self.weights[index] - self.lr * gradient / norms.mean().clamp(min=1e-8)).clamp(min=1e-3)
+            self.weights.data[index] = stepped * total / stepped.sum()
+        return {task: float(self.weights[TASKS.index(task)]) for task in TASKS}
+
+    def _gradient_norm(self, loss: Tensor, shared: Sequence[nn.Parameter]) -> Tensor:
+        gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        return torch.stack(squares).sum().sqrt() if squares else self.weights.new_zeros(())
+
+
+class TaskSampler:
+    """Draws which tasks a step runs, so that costly tasks can be run less often.
+
+    Args:
+        probabilities: Task -> chance a step, in (0, 1]; a task that is not named never runs.
+        seed: Makes the sequence reproducible.
+    """
+
+    def __init__(self, probabilities: Mapping[str, float], seed: int = 0) -> None:
+        foreign = set(probabilities) - set(TASKS)
+        if foreign or not probabilities or not all(0 < p <= 1 for p in probabilities.values()):
+            raise ValueError(f"task probabilities are in (0, 1] for {', '.join(TASKS)}; got {dict(probabilities)}")
+        self.probabilities = dict(probabilities)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def sample(self) -> tuple[str, ...]:
+        """The tasks of the next step; at least one."""
+        while True:
+            draws = torch.rand(len(self.probabilities), generator=self._generator).tolist()
+            tasks = tuple(t for (t, p), draw in zip(self.probabilities.items(), draws, strict=True) if draw < p)
+            if tasks:
+                return tasks

@@ -1,0 +1,124 @@
+"""Disease classifier: an image and a sentence about a disease meet in one space, and their angle is the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm3d.config import ClassifierConfig
+from vlm3d.model.prompts import disease_prompts
+from vlm3d.model.text_encoder import TextEncoder
+from vlm3d.model.vision_encoder import VisionFeatures
+
+
+class MultiLabelClassifier(nn.Module):
+    """Probability of each disease from cosine similarity of image and prompt.
+
+    Each disease has a prompt, read by a frozen biomedical text encoder behind a few learned soft prompt vectors. In the
+    shared space its text feature attends to the region and patch features (what the prompt looks for may be small), which
+    joins the global feature. ``logit_k = temperature * cos(image_k, text_k) + bias_k``, temperature and bias learned.
+
+    The prompt embeddings are a buffer, so predicting needs no text encoder; with one attached, training sends gradients
+    through it to the soft prompts, and `refresh_prompts` brings the buffer up to date.
+
+    Args:
+        config: Sizes.
+        vision_dim: Width C of the vision features.
+        text_dim: Width T of the text encoder.
+        prompts: One sentence a disease; the shipped ones by default.
+    """
+
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        vision_dim: int,
+        text_dim: int,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.prompts = list(prompts or disease_prompts(config.num_diseases))
+        if len(self.prompts) != config.num_diseases:
+            raise ValueError(f"{config.num_diseases} diseases need as many prompts, got {len(self.prompts)}")
+        shared = config.shared_dim
+        self.soft_prompts = nn.Parameter(torch.empty(config.num_diseases, config.num_soft_prompts, text_dim))
+        self.register_buffer("prompt_embedding", torch.zeros(config.num_diseases, text_dim))
+        self.text_projection = nn.Linear(text_dim, shared)
+        self.norm_image = nn.LayerNorm(vision_dim)
+        self.global_projection = nn.Linear(vision_dim, shared)
+        self.local_key = nn.Linear(vision_dim, shared)
+        self.local_value = nn.Linear(vision_dim, shared)
+        self.dropout = nn.Dropout(config.dropout)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.zeros(config.num_diseases))
+        nn.init.normal_(self.soft_prompts, std=0.02)
+        self._text_encoder: list[TextEncoder] = []  # in a list, so that its frozen weights are not part of this module
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """The attached frozen text encoder, if any."""
+        return self._text_encoder[0] if self._text_encoder else None
+
+    def attach_text_encoder(self, encoder: TextEncoder) -> None:
+        """Let the soft prompts train through a frozen text encoder, and embed the prompts with it now."""
+        self._text_encoder = [encoder]
+        self.soft_prompts.requires_grad_(True)
+        self.refresh_prompts()
+
+    def detach_text_encoder(self) -> None:
+        """Go on with the stored prompt embeddings; the soft prompts stand still from here on."""
+        self.refresh_prompts()
+        self._text_encoder = []
+        self.soft_prompts.requires_grad_(False)
+
+    @torch.no_grad()
+    def refresh_prompts(self) -> None:
+        """Bring the stored prompt embeddings up to date with the soft prompts."""
+        if self.text_encoder is not None:
+            self.prompt_embedding.copy_(self._encode_prompts())
+
+    def _encode_prompts(self) -> Tensor:
+        assert self.text_encoder is not None
+        return self.text_encoder.encode_with_soft_prompts(self.prompts, self.soft_prompts)
+
+    def train(self, mode: bool = True) -> MultiLabelClassifier:
+        """Switch between training and evaluation; on leaving training the prompt embeddings are refreshed."""
+        if self.training and not mode:
+            self.refresh_prompts()
+        super().train(mode)
+        return self
+
+    def forward(self, features: VisionFeatures) -> dict[str, Tensor]:
+        """Classify a batch.
+
+        Returns:
+            ``logits_BK``, ``probabilities_BK`` and ``attention_BKM``: where each disease looked, over the M = R + N
+            region and patch features.
+        """
+        through_encoder = self.training and self.text_encoder is not None
+        embedding_KT = self._encode_prompts() if through_encoder else self.prompt_embedding
+        text_KS = F.normalize(self.text_projection(embedding_KT), dim=-1)
+
+        local_BMC = self.norm_image(torch.cat([features.region_BRC, features.patch_BNC], dim=1))
+        attention_BKM = self._look(text_KS, local_BMC, features)
+        looked_BKS = attention_BKM @ self.local_value(local_BMC)
+        global_B1S = self.global_projection(self.norm_image(features.global_BC)).unsqueeze(1)
+        image_BKS = F.normalize(self.dropout(global_B1S + looked_BKS), dim=-1)
+        cosine_BK = (image_BKS * text_KS).sum(dim=-1)
+        logits_BK = self.log_temperature.exp().clamp(max=100.0) * cosine_BK + self.bias
+        return {
+            "logits_BK": logits_BK,
+            "probabilities_BK": logits_BK.sigmoid(),
+            "attention_BKM": attention_BKM,
+        }
+
+    def _look(self, text_KS: Tensor, local_BMC: Tensor, features: VisionFeatures) -> Tensor:
+        """Softmax over present regions and all patches; text has unit length, so the keys set the sharpness."""
+        logits_BKM = text_KS @ self.local_key(local_BMC).transpose(1, 2)
+        absent_BR = ~features.region_present_BR
+        absent_BM = F.pad(absent_BR, (0, local_BMC.shape[1] - absent_BR.shape[1]))
+        return logits_BKM.masked_fill(absent_BM.unsqueeze(1), float("-inf")).softmax(dim=-1)
