@@ -1,0 +1,90 @@
+"""DICOM series to a scan: a folder, nested folders, or one file of a series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlm3d.errors import SeriesError, UnreadableFileError
+from vlm3d.io.dicom_geometry import evenly_stacked, stack_affine, stack_slices, untilted
+from vlm3d.io.dicom_headers import Slice, read_headers, slices_of
+from vlm3d.io.dicom_pixels import decode_slices
+from vlm3d.io.dicom_series import Series, SeriesInfo, choose_series, group_series
+from vlm3d.io.geometry import normalize_affine
+from vlm3d.io.wording import reason, shown
+from vlm3d.volume import Volume
+
+
+def read_dicom(path: Path, series: str | None = None, name: str | None = None) -> Volume:
+    """Read the chest CT of a DICOM folder, or the series that a file belongs to; HU, on the scan's own grid.
+
+    Args:
+        path: A folder (searched with its subfolders) or one file (its folder is searched).
+        series: Number or UID as `list_dicom_series` gives them; the likeliest chest CT by default.
+        name: What the user calls it, where `path` is a temporary folder.
+
+    Raises:
+        SeriesError: No series, or slices that make no volume.
+        NotAChestCTError: Another modality, or color images.
+        UnreadableFileError: A slice is damaged, or compressed in a way that no decoder here knows.
+    """
+    name = name or shown(path)
+    found, damaged = _find(path, name)
+    within = path if path.is_file() and series is None else None
+    chosen, notes = choose_series(found, name, series, within)
+    if damaged:
+        notes = (*notes, f"{damaged} damaged DICOM files were left out")
+    stack = stack_slices(chosen.slices, name)
+    voxels = evenly_stacked(decode_slices(stack.slices), stack)
+    affine = stack_affine(stack)
+    if stack.tilt_degrees:
+        voxels, affine = untilted(voxels, affine, name)
+    affine = normalize_affine(affine, voxels.shape, name)
+    return Volume(
+        voxels,
+        affine,
+        source=name,
+        notes=(*notes, *stack.notes),
+        acquisition=_acquisition(stack.slices[0]),
+    )
+
+
+def list_dicom_series(path: Path, name: str | None = None) -> list[SeriesInfo]:
+    """The series of a folder, or of a file's folder, the likeliest chest CT first.
+
+    Raises:
+        SeriesError: There is no DICOM image.
+    """
+    found, _ = _find(path, name or shown(path))
+    return [item.info for item in found]
+
+
+def _find(path: Path, name: str) -> tuple[list[Series], int]:
+    if path.is_file():
+        try:
+            own = slices_of(path)
+        except Exception as error:  # pydicom raises a dozen kinds on hostile bytes
+            raise UnreadableFileError(
+                f"{name} is a damaged DICOM file: {reason(error)}. Copy it again."
+            ) from error
+        if own and own[0].frame is not None:
+            return group_series(own), 0
+        slices, damaged = read_headers(path.parent, nested=False)
+    else:
+        slices, damaged = read_headers(path)
+    if not slices:
+        found = f"{damaged} damaged DICOM files" if damaged else "no DICOM image"
+        raise SeriesError(f"{name} holds {found}. Give the folder of a CT series.")
+    return group_series(slices), damaged
+
+
+def _acquisition(first: Slice) -> dict[str, Any]:
+    """Scanner facts without patient data."""
+    facts = {
+        "modality": first.modality,
+        "kernel": first.kernel,
+        "manufacturer": first.manufacturer,
+        "kvp": first.kvp,
+        "slice_thickness_mm": first.thickness_mm,
+    }
+    return {key: value for key, value in facts.items() if value not in (None, "")}

@@ -1,0 +1,131 @@
+"""DICOM pixels: decoded, rescaled to HU slice by slice, padding marked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from vlm3d.errors import NotAChestCTError, UnreadableFileError
+from vlm3d.io.dicom_headers import MAX_ROWS, Slice
+from vlm3d.io.hounsfield import PADDING_HU, rescaled
+from vlm3d.io.limits import MAX_VOXELS
+from vlm3d.io.wording import reason, shape_words, shown
+
+_PADDING_PLAUSIBLE_BELOW_HU = -900
+_PADDING_PLAUSIBLE_ABOVE_HU = 3000
+
+
+def decode_slices(slices: list[Slice]) -> NDArray[Any]:
+    """Voxels in HU of slices in their order, (D, H, W): int16 where all are whole numbers, else float32.
+
+    Raises:
+        UnreadableFileError: A file is truncated, damaged, or compressed in a way that no decoder here knows.
+        NotAChestCTError: Color images.
+    """
+    first = slices[0]
+    shape = (len(slices), first.rows, first.columns)
+    if first.samples != 1:
+        raise NotAChestCTError(
+            f"{shown(first.path)} is a color image ({first.samples} samples a pixel), not a CT slice."
+        )
+    if min(shape) < 1 or max(shape[1:]) > MAX_ROWS or np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise UnreadableFileError(
+            f"{shown(first.path)} states an absurd grid: {shape_words(shape)} voxels for the series. "
+            "Is the header damaged?"
+        )
+    voxels = np.empty(shape, np.int16)
+    index = 0
+    for path, members in groupby(slices, key=lambda item: item.path):
+        for plane in _planes(path, list(members)):
+            if plane.dtype != voxels.dtype and voxels.dtype == np.int16:
+                voxels = voxels.astype(np.float32)
+            voxels[index] = plane
+            index += 1
+    return voxels
+
+
+def _planes(path: Path, members: list[Slice]) -> Iterator[NDArray[Any]]:
+    """HU of the slices that one file holds."""
+    name = shown(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path, force=True)
+            syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+            if syntax is None:
+                dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        except Exception as error:  # pydicom raises a dozen kinds on hostile bytes
+            raise UnreadableFileError(
+                f"{name} is a damaged DICOM file: {reason(error)}. Copy it again."
+            ) from error
+        try:
+            stored = dataset.pixel_array
+        except Exception as error:
+            if syntax is not None and syntax.is_compressed and members[0].frame is None:
+                yield _decoded_by_gdcm(path, members[0], syntax)
+                return
+            raise UnreadableFileError(_cannot_decode(name, syntax, error)) from error
+    for item in members:
+        plane = stored if item.frame is None else stored[item.frame] if stored.ndim == 3 else stored
+        if plane.shape != (item.rows, item.columns):
+            raise UnreadableFileError(
+                f"{name} holds pixels of {shape_words(plane.shape)}, unlike its header says."
+            )
+        yield _in_hounsfield(plane, item)
+
+
+def _in_hounsfield(plane: NDArray[Any], item: Slice) -> NDArray[Any]:
+    values = rescaled(plane[None], item.slope, item.intercept)[0]
+    if item.padding is None:
+        return values
+    hu = item.padding * item.slope + item.intercept
+    if _PADDING_PLAUSIBLE_BELOW_HU < hu < _PADDING_PLAUSIBLE_ABOVE_HU:
+        return values  # a padding value in the range of tissue is a wrong header, not padding
+    is_padding = plane == item.padding
+    if is_padding.any():
+        values = np.where(is_padding, values.dtype.type(PADDING_HU), values)
+    return values
+
+
+def _decoded_by_gdcm(path: Path, item: Slice, syntax: Any) -> NDArray[Any]:
+    """JPEG lossless and what else pydicom cannot decode; GDCM, inside SimpleITK, rescales by itself."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        plane = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise UnreadableFileError(_cannot_decode(shown(path), syntax, error)) from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
+    plane = plane.reshape(plane.shape[-2:]) if plane.ndim == 3 and plane.shape[0] == 1 else plane
+    if plane.shape != (item.rows, item.columns):
+        raise UnreadableFileError(
+            f"{shown(path)} holds pixels of {shape_words(plane.shape)}, unlike its header says."
+        )
+    values = rescaled(plane[None])[0]
+    if item.padding is not None:
+        hu = item.padding * item.slope + item.intercept
+        if not _PADDING_PLAUSIBLE_BELOW_HU < hu < _PADDING_PLAUSIBLE_ABOVE_HU:
+            values = np.where(values == hu, values.dtype.type(PADDING_HU), values)
+    return values
+
+
+def _cannot_decode(name: str, syntax: Any, error: Exception) -> str:
+    if syntax is None or not syntax.is_compressed:
+        return f"{name} has truncated or damaged pixels: {reason(error)}. Copy it again."
+    return (
+        f"{name} cannot be decoded: transfer syntax {syntax.name} ({syntax}) has no decoder here or its "
+        "data are "
+        "damaged. Copy it again, or convert it (for example with gdcmconv --raw)."
+    )

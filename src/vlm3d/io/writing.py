@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from vlm3d.errors import OutputError
+from vlm3d.io.wording import shown
+
+
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name only once everything in it is on disk.
+
+    The bytes go to a hidden neighbor first, so a full disk, a crash or Ctrl-C leaves either the old file or
+    none.
+
+    Args:
+        path: Where the file belongs; its folder must exist.
+
+    Raises:
+        OutputError: The operating system refuses (no permission, full disk, no such folder, a folder in its
+        place).
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        words = (error.strerror or type(error).__name__).lower()
+        raise OutputError(
+            f"{shown(path)} cannot be written: {words}. Choose another output folder or make room."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Write a file whole or not at all; text is UTF-8.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with atomic_writer(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
