@@ -1,0 +1,132 @@
+"""A patient without findings: all organs on one grid, in the order in which they cover each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
+from vlm3d.datasets.phantom.abdomen import paint_abdomen
+from vlm3d.datasets.phantom.frame import Canvas, Frame, smooth_noise
+from vlm3d.datasets.phantom.mediastinum import LOBE_ROOTS, Heart, paint_mediastinum
+from vlm3d.datasets.phantom.patient import Patient
+from vlm3d.datasets.phantom.skeleton import paint_shoulders, paint_spine, paint_sternum
+from vlm3d.datasets.phantom.thorax import build_trunk, paint_ribs
+from vlm3d.datasets.phantom.trees import Tubes, beside, grow, join, sample_in_region, tube_coverage
+
+WALL_SHARE = 0.24  # a bronchus's wall against its lumen's radius
+
+
+@dataclass
+class Anatomy:
+    """A painted patient.
+
+    Attributes:
+        canvas: HU, regions, bronchi and coronary arteries, on a frame in mm of the patient.
+        patient: Who it is.
+        arteries: The arteries beside the bronchi.
+    """
+
+    canvas: Canvas
+    patient: Patient
+    arteries: Tubes
+
+
+def build_anatomy(frame: Frame, patient: Patient, seed: np.random.SeedSequence) -> Anatomy:
+    """Paint a patient on a grid.
+
+    Args:
+        frame: Voxel centers in mm of the patient, (0, 0, 0) at the carina's height in mid chest.
+        patient: Who it is.
+        seed: Every part draws from its own child, so that one part's changes leave the others alone.
+    """
+    rngs = [np.random.default_rng(child) for child in seed.spawn(5)]
+    reference = frame.scaled(patient.scale_zyx)
+    canvas = Canvas(
+        np.empty(frame.shape_DHW, np.float32), np.zeros(frame.shape_DHW, np.uint8), reference
+    )
+    trunk = build_trunk(canvas, patient, rngs[0])
+    paint_ribs(canvas, trunk, patient)
+    paint_spine(canvas, patient)
+    paint_sternum(canvas, patient)
+    paint_shoulders(canvas, trunk, patient)
+    paint_abdomen(canvas, trunk, patient, rngs[1])
+    heart = paint_mediastinum(canvas, patient, trunk.diaphragm_HW, rngs[2])
+    _texture_lungs(canvas, rngs[3])
+    airways, arteries = _paint_lung_trees(canvas, patient, rngs[4])
+    factor = np.asarray(patient.scale_zyx)
+    painted = Canvas(
+        canvas.hu_DHW,
+        canvas.regions_DHW,
+        frame,
+        airways.scaled(factor) if len(airways) else None,
+        _coronaries(heart, factor),
+    )
+    return Anatomy(painted, patient, arteries.scaled(factor))
+
+
+def _coronaries(heart: Heart | None, factor: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    return {} if heart is None else {name: path * factor for name, path in heart.coronaries.items()}
+
+
+def _texture_lungs(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Lobules differ a little in density."""
+    lungs = (canvas.regions_DHW >= LUNG_IDS[0]) & (canvas.regions_DHW <= LUNG_IDS[-1])
+    texture = 9.0 * smooth_noise(canvas.frame, None, 12, rng) + 6.0 * smooth_noise(canvas.frame, None, 45, rng)
+    canvas.hu_DHW += np.where(lungs, texture, np.float32(0))
+
+
+def _paint_lung_trees(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> tuple[Tubes, Tubes]:
+    bronchi, arteries, veins = [], [], []
+    for lobe, child in zip(LOBE_ROOTS, rng.spawn(len(LOBE_ROOTS)), strict=True):
+        root, heading, vein_root = LOBE_ROOTS[lobe]
+        region = REGION_IDS[lobe]
+        draw = np.random.default_rng(child.integers(2**63))
+        points = sample_in_region(canvas.frame, canvas.regions_DHW, region, draw, spacing_mm=9.5)
+        others = sample_in_region(canvas.frame, canvas.regions_DHW, region, draw, spacing_mm=12.0)
+        if min(len(points), len(others)) < 4:
+            continue
+        leaf = 0.46 * patient.vessel_scale
+        tree = grow(points, root, heading, draw, leaf_radius_mm=leaf, region=region)
+        bronchi.append(tree.with_radius(tree.radius_N2 * draw.normal(0.84, 0.03)))
+        outward = -0.6 if REGION_BY_ID[region].side == "right" else 0.6
+        arteries.append(beside(tree, 0.6, [0.7, -0.4, outward]))
+        veins.append(grow(others, vein_root, heading, draw, leaf_radius_mm=0.5 * patient.vessel_scale, region=region))
+    if not bronchi:
+        empty = Tubes(np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 2)), np.empty(0, int), np.empty(0, int))
+        return empty, empty
+    airways, beside_them = join(bronchi), join(arteries)
+    right, left, _ = patient.blood_hu
+    paint_vessels(canvas, join(veins), left)
+    paint_vessels(canvas, beside_them, right)
+    paint_airways(canvas, airways)
+    return airways, beside_them
+
+
+def paint_vessels(canvas: Canvas, vessels: Tubes, hu: float) -> None:
+    """Paint vessels of the lungs; thick ones outside the lobes take the region of pulmonary vessels."""
+    covered = tube_coverage(canvas.frame, vessels)
+    if covered is not None:
+        index, alpha = covered
+        canvas.blend(index, alpha * ~_is_hard(canvas.regions_DHW[index]), np.float32(hu))
+
+
+def paint_airways(canvas: Canvas, airways: Tubes, wall_share: float = WALL_SHARE, wall_mm: float = 0.25) -> None:
+    """Paint bronchi: the wall first, then the air in it; those under 0.7 mm are left out, as CT shows none."""
+    seen = airways.pick(airways.radius_N2.max(1) > 0.7)
+    outer = tube_coverage(canvas.frame, seen.with_radius(seen.radius_N2 * (1 + wall_share) + wall_mm))
+    lumen = tube_coverage(canvas.frame, seen)
+    for covered, hu in ((outer, 30.0), (lumen, -1000.0)):
+        if covered is not None:
+            index, alpha = covered
+            canvas.blend(index, alpha * ~_is_hard(canvas.regions_DHW[index]), np.float32(hu))
+
+
+def _is_hard(regions_DHW: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where the lungs' trees have no business: everything but lungs, their vessels, airways and the mediastinum."""
+    allowed = [*LUNG_IDS, *(REGION_IDS[key] for key in ("airways", "pulmonary_vessels", "mediastinum"))]
+    table = np.ones(256, bool)
+    table[allowed] = False
+    return table[regions_DHW]
