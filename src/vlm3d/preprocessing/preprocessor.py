@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from vlm3d.preprocessing.geometry import ScanGeometry
 from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
 from vlm3d.preprocessing.orientation import canonical_view, regions_to_canonical, to_canonical
 from vlm3d.preprocessing.resampling import linear_weights, resample_linear, resample_nearest
-from vlm3d.volume import RegionMap, Volume
+from vlm3d.volume import RegionMap, Volume, spacing_from_affine
 
 _AXIS_WORDS = ("head to foot", "front to back", "right to left")
 
@@ -122,19 +122,21 @@ class Preprocessor:
                 core=core,
                 margin=config.crop_margin_mm / (step * spacing_mm),
             )
-            notes += _window_notes(axis, window, core, step * spacing_mm, config.max_shape[axis])
+            notes += _cut_notes(axis, window, core, step * spacing_mm)
             steps.append(step)
             offsets.append(offset + step * window.start)
             windows.append(window)
-        return ScanGeometry(
+        geometry = ScanGeometry(
             source_shape_DHW=volume.shape_DHW,
             source_affine=tuple(tuple(float(x) for x in row) for row in volume.affine),
             model_shape_DHW=(windows[0].size, windows[1].size, windows[2].size),
             step_DHW=(steps[0], steps[1], steps[2]),
             offset_DHW=(offsets[0], offsets[1], offsets[2]),
             content_DHW=(windows[0].content, windows[1].content, windows[2].content),
-            notes=tuple(notes),
         )
+        if box is not None:
+            notes = [*_crop_notes(geometry), *notes]
+        return replace(geometry, notes=tuple(notes))
 
     def _full_grid(self, size: int, spacing_mm: float, target_mm: float) -> tuple[int, float, float]:
         """Length, step and offset of one axis of the whole scan, resampled."""
@@ -300,17 +302,30 @@ def _box_reaching(
     return box
 
 
-def _window_notes(
-    axis: int, window: AxisWindow, core: tuple[float, float] | None, spacing_mm: float, max_size: int
+def _crop_notes(geometry: ScanGeometry) -> list[str]:
+    """Tell the user that the model sees only the part around the lungs, where that is so."""
+    spacing_mm = geometry.model_spacing_mm
+    seen_mm = [
+        (stop - start) * length
+        for (start, stop), length in zip(geometry.content_DHW, spacing_mm, strict=True)
+    ]
+    source_mm = spacing_from_affine(geometry.canonical_affine)
+    scan_mm = [size * length for size, length in zip(geometry.canonical_shape_DHW, source_mm, strict=True)]
+    if all(seen > whole - length for seen, whole, length in zip(seen_mm, scan_mm, spacing_mm, strict=True)):
+        return []
+    seen, whole = ("x".join(f"{length:.0f}" for length in lengths) for lengths in (seen_mm, scan_mm))
+    return [f"The model sees {seen} mm around the lungs, of the scan's {whole} mm."]
+
+
+def _cut_notes(
+    axis: int, window: AxisWindow, core: tuple[float, float] | None, spacing_mm: float
 ) -> list[str]:
-    """Tell the user what the model does not see of the lungs or, without lungs, of the scan."""
-    seen = f"The model sees at most {max_size * spacing_mm:.0f} mm {_AXIS_WORDS[axis]}"
+    """Tell the user what is too large for the model: of the lungs or, without lungs, of the scan."""
+    seen = f"The model sees at most {window.size * spacing_mm:.0f} mm {_AXIS_WORDS[axis]}"
     if core is None:
         missing = window.full_size - window.size
         if missing <= 0:
             return []
         return [f"{seen}: the scan's outer {missing * spacing_mm:.0f} mm are left out, its middle is used."]
-    missing_core = cut_core(window, core) * spacing_mm
-    if missing_core < spacing_mm:
-        return []
-    return [f"{seen}: {missing_core:.0f} mm of the lungs are left out."]
+    missing_mm = cut_core(window, core) * spacing_mm
+    return [] if missing_mm < spacing_mm else [f"{seen}: {missing_mm:.0f} mm of the lungs are left out."]
