@@ -1,0 +1,80 @@
+"""Shapes in millimeters: grow, shrink, open and close masks, and pick connected pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Mask = NDArray[np.bool_]
+
+
+def signed_distance(mask: Mask, step: float | tuple[float, float, float] = 1.0) -> NDArray[np.float32]:
+    """Distance to the mask's surface: negative inside, positive outside; huge where the mask is empty."""
+    if not mask.any():
+        return np.full(mask.shape, 1e6, dtype=np.float32)
+    if mask.all():
+        return np.full(mask.shape, -1e6, dtype=np.float32)
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing([float(step)] * 3 if np.isscalar(step) else [float(s) for s in tuple(step)[::-1]])  # type: ignore[arg-type]
+    distance = sitk.SignedMaurerDistanceMap(
+        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    return sitk.GetArrayFromImage(distance)
+
+
+def grow(mask: Mask, radius: float) -> Mask:
+    """Dilate by a ball; the radius is in voxels of an isotropic grid."""
+    return signed_distance(mask) <= radius
+
+
+def shrink(mask: Mask, radius: float) -> Mask:
+    """Erode by a ball; the volume's border does not erode."""
+    return mask & ~(signed_distance(~mask) <= radius)
+
+
+def opened(mask: Mask, radius: float) -> Mask:
+    """Remove what a ball of this radius does not fit into."""
+    return mask & grow(shrink(mask, radius), radius)
+
+
+def closed(mask: Mask, radius: float) -> Mask:
+    """Fill what a ball of this radius does not fit into; the volume's border does not attract."""
+    pad = int(np.ceil(radius)) + 1
+    padded = np.pad(mask, pad)
+    filled = signed_distance(~(signed_distance(padded) <= radius)) > radius
+    return mask | filled[pad:-pad, pad:-pad, pad:-pad]
+
+
+def largest(mask: Mask) -> Mask:
+    """The largest connected piece."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask.copy()
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def touching(mask: Mask, seed: Mask) -> Mask:
+    """The connected pieces of the mask that hold a seed voxel."""
+    labels, count = ndimage.label(mask)
+    keep = np.zeros(count + 1, dtype=bool)
+    keep[np.unique(labels[seed & mask])] = True
+    keep[0] = False
+    return keep[labels]
+
+
+def filled_slices(mask: Mask) -> Mask:
+    """Fill the holes of each axial slice."""
+    return np.stack([ndimage.binary_fill_holes(slice_HW) for slice_HW in mask])
+
+
+def without_small(mask: Mask, min_voxels: int) -> Mask:
+    """Drop connected pieces of fewer voxels."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    keep = sizes >= min_voxels
+    keep[0] = False
+    return keep[labels]
