@@ -117,3 +117,6 @@ LESIONS: tuple[Lesion, ...] = (
 )
 
 LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in LESIONS)
+
+TASKS: tuple[str, ...] = ("classification", "localization", "generation")
+"""The model's tasks, as outputs, losses and task sampling name them."""

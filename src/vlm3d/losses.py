@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.config import LossConfig
-from vlm3d.labels import LESION_KEYS
-
-TASKS = ("classification", "localization", "generation")
+from vlm3d.labels import LESION_KEYS, TASKS
 
 
 def classification_loss(
@@ -43,7 +41,9 @@ def classification_loss(
     return (loss_BK * known_BK).sum() / known_BK.sum().clamp(min=1)
 
 
-def dice_bce_loss(logits_BLDHW: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, smooth: float = 1.0) -> Tensor:
+def dice_bce_loss(
+    logits_BLDHW: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, smooth: float = 1.0
+) -> Tensor:
     """Soft Dice plus binary cross-entropy, averaged over the known (case, lesion) pairs.
 
     ``Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s)``; the smooth term gives an empty truth a gradient towards nothing.
@@ -71,7 +71,9 @@ def text_alignment_loss(
     Cross-entropy over prompts at patches that a lesion covers, weighted by the covered share; patches outside every
     lesion say nothing.
     """
-    share = F.adaptive_avg_pool3d(target_BLDHW.float() * known_BL[..., None, None, None], similarity_BLZYX.shape[-3:])
+    share = F.adaptive_avg_pool3d(
+        target_BLDHW.float() * known_BL[..., None, None, None], similarity_BLZYX.shape[-3:]
+    )
     log_probability = (similarity_BLZYX / temperature).log_softmax(dim=1)
     return -(share * log_probability).sum() / share.sum().clamp(min=1e-6)
 
@@ -82,7 +84,8 @@ def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[T
         return full_logits_BLDHW.new_zeros(())
     probability = full_logits_BLDHW.sigmoid()
     terms = [
-        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, coarse.shape[-3:])) for coarse in coarser_logits
+        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, coarse.shape[-3:]))
+        for coarse in coarser_logits
     ]
     return torch.stack(terms).mean()
 
@@ -108,7 +111,9 @@ def stack_lesion_masks(
         names = [*keys, *(f"lesion_{i + 1}" for i in range(len(keys), num_lesions))][:num_lesions]
         foreign = set(lesion_masks) - set(names)
         if foreign or not lesion_masks:
-            raise ValueError(f"lesion masks are {', '.join(names)}; got {', '.join(sorted(lesion_masks)) or 'none'}")
+            raise ValueError(
+                f"lesion masks are {', '.join(names)}; got {', '.join(sorted(lesion_masks)) or 'none'}"
+            )
         template = next(iter(lesion_masks.values()))
         unknown = template.new_full((), -1, dtype=torch.int8).expand(template.shape)
         stacked = torch.stack([lesion_masks.get(name, unknown).to(torch.int8) for name in names], dim=1)
@@ -147,7 +152,9 @@ class MultiTaskLoss(nn.Module):
         super().__init__()
         if balancing not in ("fixed", "uncertainty", "gradnorm"):
             raise ValueError(f"balancing is fixed, uncertainty or gradnorm, got {balancing!r}")
-        start = torch.tensor([weight_classification, weight_localization, weight_generation], dtype=torch.float32)
+        start = torch.tensor(
+            [weight_classification, weight_localization, weight_generation], dtype=torch.float32
+        )
         self.balancing = balancing
         self.focal_gamma = focal_gamma
         self.text_alignment_weight = text_alignment_weight
@@ -200,7 +207,9 @@ class MultiTaskLoss(nn.Module):
             loss = loss + 0.5**level * dice_bce_loss(coarse, pooled, known_BL)
         loss = loss / sum(0.5**level for level in range(len(coarser) + 1))
         if output.get("patch_similarity") is not None:
-            loss = loss + self.text_alignment_weight * text_alignment_loss(output["patch_similarity"], target, known_BL)
+            loss = loss + self.text_alignment_weight * text_alignment_loss(
+                output["patch_similarity"], target, known_BL
+            )
         return loss + self.consistency_weight * scale_consistency_loss(logits, coarser)
 
     def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -252,7 +261,9 @@ class GradNorm(nn.Module):
             target = weighted.mean() * rate**self.alpha
             gradient = torch.sign(weighted - target) * norms
             total = self.weights[index].sum()
-            stepped = (self.weights[index] - self.lr * gradient / norms.mean().clamp(min=1e-8)).clamp(min=1e-3)
+            stepped = (self.weights[index] - self.lr * gradient / norms.mean().clamp(min=1e-8)).clamp(
+                min=1e-3
+            )
             self.weights.data[index] = stepped * total / stepped.sum()
         return {task: float(self.weights[TASKS.index(task)]) for task in TASKS}
 
@@ -273,7 +284,9 @@ class TaskSampler:
     def __init__(self, probabilities: Mapping[str, float], seed: int = 0) -> None:
         foreign = set(probabilities) - set(TASKS)
         if foreign or not probabilities or not all(0 < p <= 1 for p in probabilities.values()):
-            raise ValueError(f"task probabilities are in (0, 1] for {', '.join(TASKS)}; got {dict(probabilities)}")
+            raise ValueError(
+                f"task probabilities are in (0, 1] for {', '.join(TASKS)}; got {dict(probabilities)}"
+            )
         self.probabilities = dict(probabilities)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -281,6 +294,8 @@ class TaskSampler:
         """The tasks of the next step; at least one."""
         while True:
             draws = torch.rand(len(self.probabilities), generator=self._generator).tolist()
-            tasks = tuple(t for (t, p), draw in zip(self.probabilities.items(), draws, strict=True) if draw < p)
+            tasks = tuple(
+                t for (t, p), draw in zip(self.probabilities.items(), draws, strict=True) if draw < p
+            )
             if tasks:
                 return tasks

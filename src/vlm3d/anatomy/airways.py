@@ -122,7 +122,9 @@ def _sections(
     return sections
 
 
-def _continuation(last: _Section, sections: list[_Section], taken: set[int], step_mm: float) -> _Section | None:
+def _continuation(
+    last: _Section, sections: list[_Section], taken: set[int], step_mm: float
+) -> _Section | None:
     """The section below that continues a chain: close by and of a similar size."""
     best, best_mm = None, 8.0
     for section in sections:
@@ -145,9 +147,7 @@ def _search_box(grid: WorkGrid, chain: list[_Section]) -> tuple[slice, slice, sl
         int(max(s.center_HW[0] for s in chain)) + grid.voxels(AROUND_MM),
         int(bottom.center_HW[1]) + grid.voxels(BESIDE_MM),
     )
-    d, h, w = (
-        slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, grid.shape_DHW, strict=True)
-    )
+    d, h, w = (slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, grid.shape_DHW, strict=True))
     return d, h, w
 
 

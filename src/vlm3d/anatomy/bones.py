@@ -32,7 +32,9 @@ def find_other_bones(
     middle_w = float(spine.canal_center_D[:, 1].mean()) if spine is not None else float(w.mean())
     level, row, column = np.ogrid[: bone.shape[0], : bone.shape[1], : bone.shape[2]]
     middle_level = (top + bottom) / 2
-    sternum = (np.abs(column - middle_w) * grid.step_mm < 32) & (row < front + 30 / grid.step_mm) & (level > bottom)
+    sternum = (
+        (np.abs(column - middle_w) * grid.step_mm < 32) & (row < front + 30 / grid.step_mm) & (level > bottom)
+    )
     outside_ribs = (outward_mm > 16.0) & (level > middle_level)
     above = level > top - 12 / grid.step_mm
     girdle = bone & (sternum | outside_ribs | (above & (outward_mm > 9.0)))

@@ -44,7 +44,9 @@ def find_cavity(grid: WorkGrid, body: Body, lungs: Lungs, spine_center_D: NDArra
     lung = np.where(_narrow_gaps(np.isfinite(lung)), bridged, lung)
     rib = _rib_radius(grid, body, lung, skin, radius_HW, angle_HW)
     pleura = PLEURA_MM / grid.step_mm
-    measured = np.where(np.isfinite(rib), np.maximum(rib - pleura, np.nan_to_num(lung, nan=0.0)), lung + pleura)
+    measured = np.where(
+        np.isfinite(rib), np.maximum(rib - pleura, np.nan_to_num(lung, nan=0.0)), lung + pleura
+    )
     behind = np.abs((np.arange(NUM_ANGLES) + 0.5) / NUM_ANGLES - 0.25) < BEHIND_TURN
     to_spine = np.maximum(spine_center_D[:, :1] - center_h, 0.0)
     measured[:, behind] = np.where(np.isfinite(lung[:, behind]), lung[:, behind], to_spine)

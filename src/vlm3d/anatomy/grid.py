@@ -95,7 +95,10 @@ class WorkGrid:
         size = [(s.stop - s.start) * scale for s in box]
         ratio = [n / m for n, m in zip(self.full_shape_DHW, self.shape_DHW, strict=True)]
         low = [max(0, int(s.start * r) - 2) for s, r in zip(box, ratio, strict=True)]
-        high = [min(n, int(np.ceil(s.stop * r)) + 2) for s, r, n in zip(box, ratio, self.full_shape_DHW, strict=True)]
+        high = [
+            min(n, int(np.ceil(s.stop * r)) + 2)
+            for s, r, n in zip(box, ratio, self.full_shape_DHW, strict=True)
+        ]
         voxels = np.asarray(volume.voxels_DHW)[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         step = [r / scale for r in ratio]
         origin = [s.start * r - a + t / 2 for s, r, a, t in zip(box, ratio, low, step, strict=True)]

@@ -73,9 +73,7 @@ def find_lungs(grid: WorkGrid, body: Body, airways: Airways) -> Lungs | None:
 def _without_vessels(lung: Mask, radius: float, blocked: Mask) -> Mask:
     if not lung.any():
         return lung
-    box = tuple(
-        slice(max(0, s.start - 1), s.stop + 1) for s in ndimage.find_objects(lung.view(np.uint8))[0]
-    )
+    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in ndimage.find_objects(lung.view(np.uint8))[0])
     filled = lung.copy()
     filled[box] = ndimage.binary_fill_holes(closed(lung[box], radius)) & ~blocked[box]
     return filled | lung
@@ -99,9 +97,7 @@ def _lung_pieces(grid: WorkGrid, air: Mask) -> tuple[list[Mask], list[float]]:
     kept = [
         i for i in kept if sizes_ml[i - 1] > 0.2 * sizes_ml[main - 1] or not _is_gas(grid, labels, bounds, i)
     ]
-    lowest = min(
-        bounds[i - 1][0].start for i in kept if sizes_ml[i - 1] >= 0.3 * sizes_ml[main - 1]
-    )
+    lowest = min(bounds[i - 1][0].start for i in kept if sizes_ml[i - 1] >= 0.3 * sizes_ml[main - 1])
     kept = [i for i in kept if bounds[i - 1][0].stop > lowest]
     kept.sort(key=lambda i: -sizes_ml[i - 1])
     return [labels == i for i in kept], [float(sizes_ml[i - 1]) for i in kept]
@@ -173,9 +169,7 @@ def _parted(joined: Mask, midline_w: float) -> tuple[Mask, Mask]:
     return joined & on_right, joined & ~on_right
 
 
-def refine_lungs(
-    volume: Volume, grid: WorkGrid, lung_DHW: Mask
-) -> tuple[tuple[slice, slice, slice], Mask]:
+def refine_lungs(volume: Volume, grid: WorkGrid, lung_DHW: Mask) -> tuple[tuple[slice, slice, slice], Mask]:
     """A lung's outline on the scan's own grid: the coarse outline, redrawn where air meets tissue."""
     outer = grow(lung_DHW, 1.5)
     box, near = grid.mask_to_full(outer)

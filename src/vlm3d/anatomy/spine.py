@@ -57,7 +57,9 @@ def find_spine(volume: Volume, grid: WorkGrid, body: Body, lungs: Lungs) -> Spin
     inside = canal_fine.reshape(-1, fine.scale, 2).mean(1)
     canal_center[d : d + len(inside)] = inside
     canal_center = (canal_center + 0.5) / fine.scale - 0.5 + (h, w)
-    return Spine(canal_center, fine.to_coarse(vertebrae, shape), fine.to_coarse(canal, shape), vertebrae, fine)
+    return Spine(
+        canal_center, fine.to_coarse(vertebrae, shape), fine.to_coarse(canal, shape), vertebrae, fine
+    )
 
 
 def _column_centers(grid: WorkGrid, body: Body, lungs: Lungs) -> NDArray[np.float64] | None:
@@ -74,7 +76,9 @@ def _column_centers(grid: WorkGrid, body: Body, lungs: Lungs) -> NDArray[np.floa
     front, back = np.percentile(h_lungs, (1, 99))
     low_h = int(front + 0.65 * (back - front))
     levels = slice(int(d_lungs.min()), int(d_lungs.max()) + 1)
-    column = ndimage.gaussian_filter(bone[levels].mean(0), 15.0 / grid.step_mm, mode="constant")[low_h:, low_w:high_w]
+    column = ndimage.gaussian_filter(bone[levels].mean(0), 15.0 / grid.step_mm, mode="constant")[
+        low_h:, low_w:high_w
+    ]
     if not column.size or column.max() < 0.05:
         return None
     peak = np.unravel_index(column.argmax(), column.shape)
@@ -90,7 +94,9 @@ def _column_centers(grid: WorkGrid, body: Body, lungs: Lungs) -> NDArray[np.floa
     return center_D
 
 
-def _nearby_peak(density_HW: NDArray[np.float32], center: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+def _nearby_peak(
+    density_HW: NDArray[np.float32], center: NDArray[np.float64], reach: int
+) -> NDArray[np.float64]:
     h, w = (round(c) for c in center)
     low_h, low_w = max(0, h - reach), max(0, w - reach)
     window = density_HW[low_h : h + reach + 1, low_w : w + reach + 1]

@@ -75,7 +75,10 @@ class AnatomicalStructureEncoder(nn.Module):
         return Anatomy(region_BRC + self.geometry(geometry_BRG), share_BNR)
 
     def _geometry(self, share_BNR: Tensor, grid: Grid) -> Tensor:
-        axes = [torch.linspace(-1, 1, n, device=share_BNR.device) if n > 1 else share_BNR.new_zeros(1) for n in grid]
+        axes = [
+            torch.linspace(-1, 1, n, device=share_BNR.device) if n > 1 else share_BNR.new_zeros(1)
+            for n in grid
+        ]
         position_N3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
         covered_BR1 = share_BNR.sum(dim=1).unsqueeze(-1)
         weight_BRN = share_BNR.transpose(1, 2) / covered_BR1.clamp(min=1e-6)

@@ -42,7 +42,9 @@ class SliceAwareAttention(nn.Module):
         batch, tokens, width = tokens_BNC.shape
         num_slices = grid[0]
         prefix = tokens - math.prod(grid)
-        query, key, value = self.qkv(tokens_BNC).view(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
+        query, key, value = (
+            self.qkv(tokens_BNC).view(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
+        )
 
         row_NHZ, onehot_NZ = self._slice_features(grid, prefix)
         row_NHZ, onehot_NZ = row_NHZ.to(query.dtype), onehot_NZ.to(query.dtype)
@@ -91,7 +93,9 @@ class RegionAwareAttention(nn.Module):
         self.scatter_key_value = nn.Linear(embed_dim, 2 * region_dim)
         self.scatter_out = nn.Linear(region_dim, embed_dim)
 
-    def forward(self, patch_BNC: Tensor, region_BRC: Tensor, share_BNR: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, patch_BNC: Tensor, region_BRC: Tensor, share_BNR: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Updated patches (B, N, C) and regions (B, R, C).
 
         Args:

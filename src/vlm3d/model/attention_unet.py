@@ -102,7 +102,9 @@ class MaskHead(nn.Module):
 
     def __init__(self, channels: int, text_dim: int) -> None:
         super().__init__()
-        self.kernel = nn.Sequential(nn.Linear(text_dim, text_dim), nn.GELU(), nn.Linear(text_dim, channels + 1))
+        self.kernel = nn.Sequential(
+            nn.Linear(text_dim, text_dim), nn.GELU(), nn.Linear(text_dim, channels + 1)
+        )
 
     def forward(self, features: Tensor, text_LT: Tensor) -> Tensor:
         """Mask logits (B, L, D, H, W)."""
@@ -156,7 +158,9 @@ class TextGuidedAttentionUNet(nn.Module):
         widths = scale_channels(base_channels, bottleneck_channels, len(strides) + 1)
         self.stem = ConvNormAct(in_channels, widths[0])
         self.down = nn.ModuleList(
-            nn.Sequential(ConvNormAct(widths[i], widths[i + 1], stride), ConvNormAct(widths[i + 1], widths[i + 1]))
+            nn.Sequential(
+                ConvNormAct(widths[i], widths[i + 1], stride), ConvNormAct(widths[i + 1], widths[i + 1])
+            )
             for i, stride in enumerate(strides)
         )
         self.patch_projection = nn.Linear(patch_dim, bottleneck_channels)
@@ -187,7 +191,9 @@ class TextGuidedAttentionUNet(nn.Module):
             all_scales: Also return the coarser scales' logits.
         """
         shape = volume_BCDHW.shape[-3:]
-        x = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0).contiguous(memory_format=torch.channels_last_3d)
+        x = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0).contiguous(
+            memory_format=torch.channels_last_3d
+        )
         x = self.stem(x)
         skips = [x]
         for down in self.down:

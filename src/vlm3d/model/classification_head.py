@@ -56,7 +56,9 @@ class MultiLabelClassifier(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.zeros(config.num_diseases))
         nn.init.normal_(self.soft_prompts, std=0.02)
-        self._text_encoder: list[TextEncoder] = []  # in a list, so that its frozen weights are not part of this module
+        self._text_encoder: list[
+            TextEncoder
+        ] = []  # in a list, so that its frozen weights are not part of this module
 
     @property
     def text_encoder(self) -> TextEncoder | None:

@@ -89,7 +89,11 @@ class LesionLocalizationModule(nn.Module):
             raise ValueError(f"{config.num_lesion_diseases} lesions need as many prompts, got {len(prompts)}")
         self.text_embedder = TextEmbedder(prompts, encoder_dim, config.text_dim)
         self.denoiser = DenoisingTransformer(
-            vision_dim, config.text_dim, config.denoiser_depth, config.denoiser_heads, config.denoiser_mlp_ratio
+            vision_dim,
+            config.text_dim,
+            config.denoiser_depth,
+            config.denoiser_heads,
+            config.denoiser_mlp_ratio,
         )
         self.alignment = nn.Linear(vision_dim, config.text_dim)
         self.unet = TextGuidedAttentionUNet(

@@ -92,7 +92,9 @@ class ThreeDVisionEncoder(nn.Module):
         region_BRC = anatomy.region_BRC
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                tokens_BNC, region_BRC = checkpoint(block, tokens_BNC, region_BRC, share, grid, use_reentrant=False)
+                tokens_BNC, region_BRC = checkpoint(
+                    block, tokens_BNC, region_BRC, share, grid, use_reentrant=False
+                )
             else:
                 tokens_BNC, region_BRC = block(tokens_BNC, region_BRC, share, grid)
         tokens_BNC = self.norm(tokens_BNC)

@@ -44,9 +44,7 @@ def build_anatomy(frame: Frame, patient: Patient, seed: np.random.SeedSequence) 
     """
     rngs = [np.random.default_rng(child) for child in seed.spawn(5)]
     reference = frame.scaled(patient.scale_zyx)
-    canvas = Canvas(
-        np.empty(frame.shape_DHW, np.float32), np.zeros(frame.shape_DHW, np.uint8), reference
-    )
+    canvas = Canvas(np.empty(frame.shape_DHW, np.float32), np.zeros(frame.shape_DHW, np.uint8), reference)
     trunk = build_trunk(canvas, patient, rngs[0])
     paint_ribs(canvas, trunk, patient)
     paint_spine(canvas, patient)
@@ -74,7 +72,9 @@ def _coronaries(heart: Heart | None, factor: NDArray[np.float64]) -> dict[str, N
 def _texture_lungs(canvas: Canvas, rng: np.random.Generator) -> None:
     """Lobules differ a little in density."""
     lungs = (canvas.regions_DHW >= LUNG_IDS[0]) & (canvas.regions_DHW <= LUNG_IDS[-1])
-    texture = 9.0 * smooth_noise(canvas.frame, None, 12, rng) + 6.0 * smooth_noise(canvas.frame, None, 45, rng)
+    texture = 9.0 * smooth_noise(canvas.frame, None, 12, rng) + 6.0 * smooth_noise(
+        canvas.frame, None, 45, rng
+    )
     canvas.hu_DHW += np.where(lungs, texture, np.float32(0))
 
 
@@ -93,9 +93,13 @@ def _paint_lung_trees(canvas: Canvas, patient: Patient, rng: np.random.Generator
         bronchi.append(tree.with_radius(tree.radius_N2 * draw.normal(0.84, 0.03)))
         outward = -0.6 if REGION_BY_ID[region].side == "right" else 0.6
         arteries.append(beside(tree, 0.6, [0.7, -0.4, outward]))
-        veins.append(grow(others, vein_root, heading, draw, leaf_radius_mm=0.5 * patient.vessel_scale, region=region))
+        veins.append(
+            grow(others, vein_root, heading, draw, leaf_radius_mm=0.5 * patient.vessel_scale, region=region)
+        )
     if not bronchi:
-        empty = Tubes(np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 2)), np.empty(0, int), np.empty(0, int))
+        empty = Tubes(
+            np.empty((0, 3)), np.empty((0, 3)), np.empty((0, 2)), np.empty(0, int), np.empty(0, int)
+        )
         return empty, empty
     airways, beside_them = join(bronchi), join(arteries)
     right, left, _ = patient.blood_hu
@@ -113,7 +117,9 @@ def paint_vessels(canvas: Canvas, vessels: Tubes, hu: float) -> None:
         canvas.blend(index, alpha * ~_is_hard(canvas.regions_DHW[index]), np.float32(hu))
 
 
-def paint_airways(canvas: Canvas, airways: Tubes, wall_share: float = WALL_SHARE, wall_mm: float = 0.25) -> None:
+def paint_airways(
+    canvas: Canvas, airways: Tubes, wall_share: float = WALL_SHARE, wall_mm: float = 0.25
+) -> None:
     """Paint bronchi: the wall first, then the air in it; those under 0.7 mm are left out, as CT shows none."""
     seen = airways.pick(airways.radius_N2.max(1) > 0.7)
     outer = tube_coverage(canvas.frame, seen.with_radius(seen.radius_N2 * (1 + wall_share) + wall_mm))

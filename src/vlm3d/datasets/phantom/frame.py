@@ -251,9 +251,7 @@ def tube(
         part = frame.box(np.maximum(low, lowest), np.minimum(high, highest))
         if part is None:
             continue
-        local = tuple(
-            slice(cut.start - at, cut.stop - at) for cut, at in zip(part.index, start, strict=True)
-        )
+        local = tuple(slice(cut.start - at, cut.stop - at) for cut, at in zip(part.index, start, strict=True))
         view = distance[local]
         np.minimum(view, _capsule(part, a, b, flatten), out=view)
     return box, distance

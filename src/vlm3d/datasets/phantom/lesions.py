@@ -39,7 +39,9 @@ def bounds(mask_DHW: NDArray[np.bool_], margin: int = 0) -> Slices | None:
     return cuts[0], cuts[1], cuts[2]
 
 
-def choose_lobes(canvas: Canvas, rng: RngType, spec: FindingSpec, count: int, lower: float = 0.0) -> list[int]:
+def choose_lobes(
+    canvas: Canvas, rng: RngType, spec: FindingSpec, count: int, lower: float = 0.0
+) -> list[int]:
     """Draw lobes by volume; ``lower`` over 0 favors the lower lobes, under 0 the upper ones."""
     wanted = [REGION_IDS[spec.region]] if spec.region else list(LUNG_IDS)
     if spec.side:
@@ -136,7 +138,11 @@ def _spicules(canvas: Canvas, rng: RngType, center: NDArray[np.float64], radius:
     reach = radius * rng.uniform(1.3, 1.9, (count, 1))
     width = np.tile([[0.9, 0.25]], (count, 1))
     spikes = Tubes(
-        center + direction * radius * 0.8, center + direction * reach, width, np.zeros(count, int), np.zeros(count, int)
+        center + direction * radius * 0.8,
+        center + direction * reach,
+        width,
+        np.zeros(count, int),
+        np.zeros(count, int),
     )
     covered = tube_coverage(canvas.frame, spikes)
     if covered is not None:
@@ -186,7 +192,14 @@ def paint_ground_glass(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[
         haze = rng.uniform(190, 320) + 25.0 * smooth_noise(canvas.frame, box, 7, rng)
         hu += alpha * tissue * haze.astype(np.float32)
         painted.append(
-            Painted("Lung opacity", box.index, alpha > 0.5, "ground_glass_opacity", "ground-glass", REGION_BY_ID[region].key)
+            Painted(
+                "Lung opacity",
+                box.index,
+                alpha > 0.5,
+                "ground_glass_opacity",
+                "ground-glass",
+                REGION_BY_ID[region].key,
+            )
         )
     return painted
 
@@ -206,7 +219,9 @@ def paint_consolidation(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list
         canvas.blend(box.index, alpha * keep_air, density.astype(np.float32))
         _air_bronchograms(canvas, box, alpha, region)
         painted.append(
-            Painted("Consolidation", box.index, alpha > 0.5, "consolidation", "airspace", REGION_BY_ID[region].key)
+            Painted(
+                "Consolidation", box.index, alpha > 0.5, "consolidation", "airspace", REGION_BY_ID[region].key
+            )
         )
     return painted
 
@@ -258,14 +273,23 @@ def _effusion(canvas: Canvas, rng: RngType, spec: FindingSpec, side: str) -> Pai
     kind = "small" if share < 0.12 else "moderate" if share < 0.25 else "large"
     side_name = "right" if side == "right" else "left"
     return Painted(
-        "Pleural effusion", index, mask, "pleural_effusion", kind, f"{side}_pleural_space", side_name, thickness
+        "Pleural effusion",
+        index,
+        mask,
+        "pleural_effusion",
+        kind,
+        f"{side}_pleural_space",
+        side_name,
+        thickness,
     )
 
 
 def _distance_to_wall(space: NDArray[np.bool_], step_mm: NDArray[np.float64]) -> Array:
     """Distance in mm to the border of the pleural cavity, on a coarser grid where the scan is fine."""
     stride = np.maximum(np.floor(3.5 / step_mm).astype(int), 1)
-    coarse = distance_transform_edt(space[:: stride[0], :: stride[1], :: stride[2]], sampling=stride * step_mm)
+    coarse = distance_transform_edt(
+        space[:: stride[0], :: stride[1], :: stride[2]], sampling=stride * step_mm
+    )
     for axis in range(3):
         coarse = np.repeat(coarse, stride[axis], axis=axis)
     d, h, w = space.shape
@@ -301,5 +325,7 @@ def paint_pericardial_effusion(canvas: Canvas, rng: RngType, spec: FindingSpec) 
     canvas.blend(index, alpha, np.float32(rng.uniform(5, 20)), REGION_IDS["mediastinum"])
     kind = "small" if depth_mm < 10 else "moderate" if depth_mm < 20 else "large"
     return [
-        Painted("Pericardial effusion", index, mask, "pericardial_effusion", kind, "heart", "midline", depth_mm)
+        Painted(
+            "Pericardial effusion", index, mask, "pericardial_effusion", kind, "heart", "midline", depth_mm
+        )
     ]

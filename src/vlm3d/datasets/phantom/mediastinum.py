@@ -157,7 +157,9 @@ def _cuff(canvas: Canvas, box: Box, distance: Array) -> None:
     """Fat around an organ takes the place of lung."""
     regions = canvas.regions_DHW[box.index]
     soft = coverage(distance, canvas.frame.edge_mm)
-    yields = np.isin(regions, [*LUNG_IDS, REGION_IDS["right_pleural_space"], REGION_IDS["left_pleural_space"]])
+    yields = np.isin(
+        regions, [*LUNG_IDS, REGION_IDS["right_pleural_space"], REGION_IDS["left_pleural_space"]]
+    )
     canvas.blend(box.index, soft * yields, FAT_HU + 15)
     regions[yields & (soft > 0.5)] = REGION_IDS["mediastinum"]
 

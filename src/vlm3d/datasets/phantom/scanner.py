@@ -111,7 +111,11 @@ def _noise(canvas: Canvas, scanner: Scanner, rng: np.random.Generator) -> Array:
     if scanner.kernel == "sharp":
         colored = colored - 0.6 * _blur(colored, 1.6, step)
     colored /= max(float(colored[:: max(len(colored) // 4, 1)].std()), 1e-6)
-    level = scanner.noise_hu / np.sqrt(max(step[0], 0.6)) * {"soft": 0.6, "standard": 1.0, "sharp": 1.8}[scanner.kernel]
+    level = (
+        scanner.noise_hu
+        / np.sqrt(max(step[0], 0.6))
+        * {"soft": 0.6, "standard": 1.0, "sharp": 1.8}[scanner.kernel]
+    )
     # photons are scarcest where the body is widest: shoulders and belly
     solid = (canvas.hu_DHW[:, ::4, ::4] > -300).mean(axis=(1, 2))
     across = np.clip(0.6 + 1.1 * solid / max(float(np.median(solid)), 1e-3), 0.7, 2.4) / 1.7

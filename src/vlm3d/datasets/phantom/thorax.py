@@ -181,7 +181,9 @@ def diaphragm_height(frame: Frame, patient: Patient) -> Array:
 
 def core_half_width(y: Array, z: Array) -> Array:
     """Half-width of the mediastinum without its organs: narrow in front, wide between the apices and at the spine."""
-    low = np.interp(y.ravel(), [-90, -75, -55, -35, -10, 20, 45, 62, 80, 95], [16, 9, 5, 9, 16, 20, 19, 20, 25, 30])
+    low = np.interp(
+        y.ravel(), [-90, -75, -55, -35, -10, 20, 45, 62, 80, 95], [16, 9, 5, 9, 16, 20, 19, 20, 25, 30]
+    )
     high = np.interp(y.ravel(), [-50, -30, -10, 15, 40, 60, 80], [30, 30, 30, 28, 24, 22, 26])
     share = np.clip((z - 8.0) / 40.0, 0, 1)
     return (low.reshape(y.shape) * (1 - share) + high.reshape(y.shape) * share).astype(np.float32)
@@ -236,7 +238,9 @@ def _label_lobes(canvas: Canvas, trunk: Trunk) -> None:
 def paint_ribs(canvas: Canvas, trunk: Trunk, patient: Patient) -> None:
     """Paint twelve pairs of ribs, their cartilages in front, and the muscle between them."""
     frame = canvas.frame
-    shell = np.flatnonzero((trunk.cavity_DHW > -0.5) & (trunk.cavity_DHW < SHELL_MM + 1.5) & (trunk.skin_DHW < -3))
+    shell = np.flatnonzero(
+        (trunk.cavity_DHW > -0.5) & (trunk.cavity_DHW < SHELL_MM + 1.5) & (trunk.skin_DHW < -3)
+    )
     d, h, w = np.unravel_index(shell, frame.shape_DHW)
     z, y, x = frame.z_D[d], frame.y_H[h], frame.x_W[w]
     width, middle, depth, *_ = (part[d] for part in profile(frame.z_D))

@@ -106,9 +106,10 @@ def grow(
     for generation in range(24):
         nodes = len(position)
         count = np.bincount(node_P, minlength=nodes)
-        middle = np.stack(
-            [np.bincount(node_P, points_P3[:, axis], nodes) for axis in range(3)], axis=1
-        ) / np.maximum(count, 1)[:, None]
+        middle = (
+            np.stack([np.bincount(node_P, points_P3[:, axis], nodes) for axis in range(3)], axis=1)
+            / np.maximum(count, 1)[:, None]
+        )
         toward = middle - position
         reach = np.linalg.norm(toward, axis=1, keepdims=True)
         straight = np.where(count[:, None] > 1, 0.35, 0.1)
@@ -127,7 +128,12 @@ def grow(
         side = ((points_P3 - middle[node_P]) * normal[node_P]).sum(1) > 0
         keys, node_P = np.unique(2 * node_P + side, return_inverse=True)
         mother = keys // 2
-        position, heading, normal, parent_radius = end[mother], heading[mother], normal[mother], radius[mother]
+        position, heading, normal, parent_radius = (
+            end[mother],
+            heading[mother],
+            normal[mother],
+            radius[mother],
+        )
     start, end, radii = (np.concatenate([level[part] for level in levels]) for part in range(3))
     generations = np.concatenate([np.full(len(level[0]), level[3]) for level in levels])
     return Tubes(start, end, radii, generations, np.full(len(start), region))

@@ -1,0 +1,208 @@
+"""The command line. Heavy imports happen inside commands, so that help is instant."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm3d import __version__
+from vlm3d.errors import INTERRUPTED_EXIT_CODE, VLM3DError
+
+app = typer.Typer(
+    name="vlm3d",
+    help="Read a chest CT: 18 disease probabilities, 5 lesion masks and a report. Research software, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or Hub name; without it an UNTRAINED model of --config is built."),
+]
+ConfigName = Annotated[str, typer.Option("--config", help="tiny, small, medium, large or a YAML file.")]
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"vlm3d {__version__}")
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="NIfTI, DICOM folder or zip, MetaImage, NRRD; one or many.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to create; with many scans one folder each inside.")
+    ],
+    checkpoint: Checkpoint = None,
+    config: ConfigName = "tiny",
+    mask: Annotated[
+        Path | None, typer.Option(help="Anatomy mask on the scan's grid (vlm3d or TotalSegmentator labels).")
+    ] = None,
+    anatomy: Annotated[
+        str, typer.Option(help="classical, totalsegmentator or none, when there is no --mask.")
+    ] = "classical",
+    series: Annotated[
+        str | None, typer.Option(help="DICOM series: a number from 'vlm3d series' or a UID.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Probability from which a disease is positive.")] = 0.5,
+    mask_threshold: Annotated[float, typer.Option(help="Probability from which a voxel is lesion.")] = 0.5,
+    min_lesion_ml: Annotated[float, typer.Option(help="Smaller pieces are dropped from the masks.")] = 0.05,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write a report with the language model.")
+    ] = True,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest report, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 decodes greedily.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling, and of untrained weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier output of vlm3d.")
+    ] = False,
+) -> None:
+    """Predict one or many scans; the model is loaded once."""
+    from vlm3d.inference.pipeline import PredictionSettings
+
+    settings = PredictionSettings(
+        anatomy=_one_of(anatomy, "--anatomy", ("classical", "totalsegmentator", "none")),
+        classification_threshold=threshold,
+        localization_threshold=mask_threshold,
+        min_lesion_ml=min_lesion_ml,
+        report=report,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if mask is not None and len(inputs) > 1:
+        raise _usage("--mask goes with a single scan")
+    from vlm3d.outputs.batch import predict_scans
+
+    outcome = predict_scans(
+        inputs,
+        out,
+        lambda: _pipeline(checkpoint, config, device, seed, with_report=report),
+        settings,
+        mask=mask,
+        series=series,
+        overwrite=overwrite,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    for page in outcome.pages:
+        typer.echo(page)
+    if outcome.failed:
+        if len(inputs) > 1:
+            typer.echo(f"{len(outcome.failed)} of {len(inputs)} scans failed", err=True)
+        raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create or replace.")] = Path(
+        "demo_output"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the phantom.")] = 7,
+) -> None:
+    """Make a phantom chest CT, predict it, and print where its page is."""
+    from vlm3d.inference.pipeline import PredictionSettings
+    from vlm3d.outputs.demo import run_demo
+
+    page = run_demo(
+        out,
+        lambda: _pipeline(None, "tiny", "auto", 0, with_report=True),
+        PredictionSettings(),
+        seed=seed,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(f"Open this page: {page.resolve()}")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same phantom.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Phantoms to write, with seeds from --seed on.")] = 1,
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size D H W in mm.")] = (
+        3.0,
+        1.5,
+        1.5,
+    ),
+) -> None:
+    """Write procedural chest CTs with region masks, lesion masks, labels and reports."""
+    from vlm3d.datasets.phantom import generate_phantom
+    from vlm3d.datasets.phantom.writing import write_phantom
+
+    if not all(0.3 <= side <= 20 for side in spacing):
+        raise _usage("--spacing takes three numbers between 0.3 and 20 mm")
+    for number in range(seed, seed + count):
+        folder = out if count == 1 else out / f"phantom_{number:06d}"
+        typer.echo(write_phantom(generate_phantom(number, spacing_mm=spacing), folder))
+
+
+@app.command()
+def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -> None:
+    """List the series of a DICOM folder, numbered as --series takes them."""
+    from vlm3d.io import list_series
+
+    for number, info in enumerate(list_series(path)):
+        typer.echo(f"{number}: {info}")
+
+
+@app.command()
+def info(
+    config: Annotated[str | None, typer.Option("--config", help="Only this configuration.")] = None,
+) -> None:
+    """Print labels, regions, formats, environment, and every configuration's parameters and memory."""
+    from vlm3d.outputs.info import info_text
+
+    typer.echo(info_text(None if config is None else [config]))
+
+
+def main() -> None:
+    """Run the command line; an error of the user's becomes one line and its documented exit code."""
+    try:
+        app(standalone_mode=True)
+    except VLM3DError as error:
+        _fail(" ".join(str(error).split()), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED_EXIT_CODE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"vlm3d: error: {message}", err=True)
+    sys.exit(code)
+
+
+def _pipeline(checkpoint: str | None, config: str, device: str, seed: int, *, with_report: bool):  # type: ignore[no-untyped-def]
+    from vlm3d.inference.loading import load_pipeline
+
+    return load_pipeline(checkpoint, config=config, device=device, seed=seed, with_report=with_report)
+
+
+def _one_of(value: str, option: str, allowed: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    if value not in allowed:
+        raise _usage(f"{option} is one of {', '.join(allowed)}, got '{value}'")
+    return value
+
+
+def _usage(message: str) -> VLM3DError:
+    from vlm3d.errors import ConfigError
+
+    return ConfigError(message)

@@ -1,0 +1,195 @@
+"""What the heads found, and where, handed to the language model: as words, as tokens, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm3d.anatomy.measurement import find_landmarks, measure_lesion
+from vlm3d.labels import DISEASE_NAMES, LESIONS, Lesion
+from vlm3d.model.projector import EmbeddingScale
+
+LocationStrategy = Literal["text", "embedding", "both", "none"]
+
+NO_FINDING_TEXT = "no abnormal finding"
+MAX_PIECES = 3
+MIN_VOLUME_ML = 0.02
+MIDLINE_LESIONS = frozenset({"pericardial_effusion"})
+
+
+class MeasuredPiece(Protocol):
+    """One connected piece of a lesion, as measured; read-only."""
+
+    @property
+    def side(self) -> str: ...
+    @property
+    def region(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def volume_ml(self) -> float: ...
+    @property
+    def max_diameter_mm(self) -> float: ...
+
+
+def describe_piece(piece: MeasuredPiece) -> str:
+    """Say where one piece lies and how large it is: 'right upper lobe, upper third, 12 mm, 0.9 ml'."""
+    place = piece.region
+    if piece.side != "midline" and piece.side not in place.split():
+        place = f"{piece.side} {place}".strip()
+    volume = f"{piece.volume_ml:.1f}" if piece.volume_ml < 10 else f"{piece.volume_ml:.0f}"
+    parts = [place or piece.side, f"{piece.level} third", f"{piece.max_diameter_mm:.0f} mm", f"{volume} ml"]
+    return ", ".join(parts)
+
+
+def describe_findings(
+    positive_diseases: Sequence[str],
+    pieces_by_lesion: Mapping[str, Sequence[MeasuredPiece]],
+    lesions: Sequence[Lesion] = LESIONS,
+    max_pieces: int = MAX_PIECES,
+) -> str:
+    """List the findings in CT-RATE's order, each lesion with its places and sizes.
+
+    Args:
+        positive_diseases: Names of the diseases that are present.
+        pieces_by_lesion: Measured pieces by the lesion's key, largest first.
+        lesions: The lesions that have masks.
+        max_pieces: Pieces told of each lesion; the rest are counted.
+
+    Returns:
+        Such as 'Cardiomegaly; Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml'.
+    """
+    present = set(positive_diseases)
+    entries = []
+    for disease in (*DISEASE_NAMES, *sorted(present - set(DISEASE_NAMES))):
+        own = [lesion for lesion in lesions if lesion.disease == disease and pieces_by_lesion.get(lesion.key)]
+        if disease in present and disease not in {lesion.name for lesion in own}:
+            entries.append(disease)
+        for lesion in own:
+            pieces = pieces_by_lesion[lesion.key]
+            places = " and ".join(describe_piece(piece) for piece in pieces[:max_pieces])
+            more = len(pieces) - max_pieces
+            entries.append(f"{lesion.name}: {places}{f' and {more} more' if more > 0 else ''}")
+    return "; ".join(entries) or NO_FINDING_TEXT
+
+
+class LesionLocationInjector(nn.Module):
+    """Tell the language model which lesions there are and where.
+
+    * **text**: `describe` measures the masks and words the result.
+    * **embedding**: `embed` averages the patch features under each mask into one token a lesion; a learned
+      'absent' token stands in where the mask is empty.
+
+    Args:
+        strategy: ``"text"``, ``"embedding"``, ``"both"`` or ``"none"``.
+        vision_dim: Width C of the patch features.
+        llm_dim: Width M of the language model.
+        num_lesions: Masks L a scan.
+        lesions: Their names; the shipped ones by default.
+        output_rms: Scale of the tokens, see `EmbeddingScale`.
+    """
+
+    def __init__(
+        self,
+        strategy: LocationStrategy,
+        vision_dim: int,
+        llm_dim: int,
+        num_lesions: int = len(LESIONS),
+        lesions: Sequence[Lesion] = LESIONS,
+        output_rms: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.lesions = tuple(lesions[:num_lesions])
+        self.uses_text = strategy in ("text", "both")
+        self.uses_embedding = strategy in ("embedding", "both")
+        if self.uses_embedding:
+            self.norm = nn.LayerNorm(vision_dim)
+            self.projection = nn.Linear(vision_dim, llm_dim)
+            self.lesion_identity = nn.Parameter(0.02 * torch.randn(num_lesions, llm_dim))
+            self.absent = nn.Parameter(torch.randn(llm_dim))
+            self.output_scale = EmbeddingScale(output_rms)
+
+    def embed(self, patch_BNC: Tensor, masks_BLDHW: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """One token a lesion from the patch features under its mask.
+
+        Args:
+            patch_BNC: Patch features, N = Z*Y*X with z slowest.
+            masks_BLDHW: Masks or probabilities, 0..1, on the model's voxel grid.
+            grid: (Z, Y, X).
+
+        Returns:
+            (B, L, M). Between 0 and 1, a mask's maximum blends the lesion's token with the 'absent' one.
+        """
+        if not self.uses_embedding:
+            raise ValueError(f"the location strategy '{self.strategy}' makes no embeddings")
+        masks = masks_BLDHW.to(patch_BNC.dtype)
+        presence_BL1 = masks.flatten(2).amax(dim=2, keepdim=True)
+        weights_BLN = functional.adaptive_avg_pool3d(masks, grid).flatten(2)
+        weights_BLN = weights_BLN / weights_BLN.sum(dim=2, keepdim=True).clamp(min=1e-6)
+        found_BLM = self.projection(self.norm(weights_BLN @ patch_BNC))
+        token_BLM = presence_BL1 * found_BLM + (1 - presence_BL1) * self.absent + self.lesion_identity
+        scaled: Tensor = self.output_scale(token_BLM)
+        return scaled
+
+    def describe(
+        self,
+        disease_probabilities_BK: Tensor,
+        masks_BLDHW: Tensor | None = None,
+        regions_BDHW: Tensor | None = None,
+        spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        disease_thresholds: Sequence[float] | float = 0.5,
+        mask_threshold: float = 0.5,
+    ) -> list[str]:
+        """Word each scan's findings.
+
+        Args:
+            disease_probabilities_BK: Probabilities or labels in CT-RATE's order.
+            masks_BLDHW: Masks or probabilities in canonical orientation, or None.
+            regions_BDHW: Region ids on the masks' grid, or None.
+            spacing_mm: Voxel size along (D, H, W).
+            disease_thresholds: One for all, or one a disease.
+            mask_threshold: Voxels at or above it belong to the lesion.
+        """
+        probabilities = disease_probabilities_BK.detach().float().cpu().numpy()
+        thresholds = np.broadcast_to(np.asarray(disease_thresholds, np.float32), probabilities.shape[1:])
+        texts = []
+        for index, row_K in enumerate(probabilities):
+            names = [DISEASE_NAMES[k] for k in np.flatnonzero(row_K >= thresholds) if k < len(DISEASE_NAMES)]
+            pieces: dict[str, Sequence[MeasuredPiece]] = {}
+            if masks_BLDHW is not None:
+                masks_LDHW = (masks_BLDHW[index].detach() >= mask_threshold).cpu().numpy()
+                regions = None if regions_BDHW is None else _region_ids(regions_BDHW[index])
+                pieces = self._measure(masks_LDHW, regions, spacing_mm)
+            texts.append(describe_findings(names, pieces, self.lesions))
+        return texts
+
+    def _measure(
+        self,
+        masks_LDHW: NDArray[np.bool_],
+        regions_DHW: NDArray[np.uint8] | None,
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, Sequence[MeasuredPiece]]:
+        landmarks = find_landmarks(regions_DHW, masks_LDHW.shape[1:])
+        return {
+            lesion.key: measure_lesion(
+                mask_DHW,
+                regions_DHW,
+                spacing_mm,
+                min_volume_ml=MIN_VOLUME_ML,
+                midline=lesion.key in MIDLINE_LESIONS,
+                landmarks=landmarks,
+            )
+            for lesion, mask_DHW in zip(self.lesions, masks_LDHW, strict=False)
+        }
+
+
+def _region_ids(regions_DHW: Tensor) -> NDArray[np.uint8]:
+    ids: NDArray[np.uint8] = regions_DHW.detach().to(torch.uint8).cpu().numpy()
+    return ids

@@ -1,0 +1,539 @@
+"""The whole model: one encoder, three heads, one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm3d.config import Config, ModelConfig
+from vlm3d.errors import CheckpointError
+from vlm3d.labels import DISEASE_NAMES, LESIONS, TASKS
+from vlm3d.model import checkpoint
+from vlm3d.model.classification_head import MultiLabelClassifier
+from vlm3d.model.localization_module import LesionLocalizationModule
+from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
+from vlm3d.model.text_encoder import TextEncoder, load_text_encoder, text_encoder_dim
+from vlm3d.model.vision_encoder import ThreeDVisionEncoder, VisionFeatures
+from vlm3d.pretrained import resolve_weights
+
+PARTS = ("vision", "classifier", "localizer", "projector", "adapters")
+"""What `VLM3DMultiTask.freeze` and `unfreeze` take; the text encoder and the language model are always frozen."""
+
+
+class VLM3DMultiTask(nn.Module):
+    """Reads chest CTs: 18 disease probabilities, 5 lesion masks and a report from one pass of the encoder.
+
+    Every keyword but ``config`` overrides one of its fields; without a configuration the full-size defaults hold.
+
+    Args:
+        config: A whole configuration, or only its model section.
+        vision_in_channels: Image channels.
+        vision_embed_dim: Token width; head counts follow it where they no longer divide it.
+        vision_depth: Encoder blocks.
+        num_diseases: Labels of the classifier.
+        num_lesion_diseases: Prompts of the localizer.
+        llm_name: Language model, a Hub name or a folder.
+        use_lora: Train low-rank adapters in it.
+        lora_rank: Their rank.
+        load_in_4bit: Hold it in NF4.
+        text_encoder: A loaded frozen text encoder; by default the configured one is loaded.
+        load_text: False leaves the prompt embeddings empty, for a checkpoint to fill.
+        load_llm: False leaves the language model for later; reports load it when they need it.
+        device: ``"meta"`` builds without storage, for counting parameters.
+
+    Raises:
+        WeightsUnavailableError: The text encoder or the language model is in none of the places looked in.
+    """
+
+    def __init__(
+        self,
+        config: Config | ModelConfig | None = None,
+        *,
+        vision_in_channels: int | None = None,
+        vision_embed_dim: int | None = None,
+        vision_depth: int | None = None,
+        num_diseases: int | None = None,
+        num_lesion_diseases: int | None = None,
+        llm_name: str | None = None,
+        use_lora: bool | None = None,
+        lora_rank: int | None = None,
+        load_in_4bit: bool | None = None,
+        text_encoder: TextEncoder | None = None,
+        load_text: bool = True,
+        load_llm: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = _with_overrides(
+            _as_config(config),
+            vision={"in_channels": vision_in_channels, "embed_dim": vision_embed_dim, "depth": vision_depth},
+            classifier={"num_diseases": num_diseases},
+            localizer={"num_lesion_diseases": num_lesion_diseases},
+            report={
+                "llm_name": llm_name,
+                "use_lora": use_lora,
+                "lora_rank": lora_rank,
+                "load_in_4bit": load_in_4bit,
+            },
+        )
+        self.training_status = "untrained"
+        sizes = self.config.model
+        place = torch.device(device) if device is not None else torch.get_default_device()
+        if load_text and text_encoder is None and place.type != "meta":
+            text_encoder = load_text_encoder(sizes.classifier.text_encoder, device=place)
+        encoder_dim = (
+            text_encoder_dim(sizes.classifier.text_encoder) if text_encoder is None else text_encoder.dim
+        )
+        width = sizes.vision.embed_dim
+        with place:
+            self.vision_encoder = ThreeDVisionEncoder(sizes.vision)
+            self.classifier = MultiLabelClassifier(sizes.classifier, width, encoder_dim)
+            self.localizer = LesionLocalizationModule(
+                sizes.localizer, width, encoder_dim, sizes.vision.in_channels, sizes.vision.patch_size
+            )
+        self.report_generator = ReportGenerator.from_config(
+            sizes.report, width, sizes.localizer.num_lesion_diseases, device=place, skip_llm=not load_llm
+        )
+        if text_encoder is not None:
+            self.attach_text_encoder(text_encoder)
+        else:
+            self.classifier.soft_prompts.requires_grad_(False)
+
+    # --- names -------------------------------------------------------------------------------------------------
+
+    @property
+    def disease_names(self) -> list[str]:
+        """Names of the classifier's labels, in order."""
+        count = self.config.model.classifier.num_diseases
+        return [*DISEASE_NAMES, *(f"Disease {i + 1}" for i in range(len(DISEASE_NAMES), count))][:count]
+
+    @property
+    def lesion_names(self) -> dict[str, str]:
+        """Key -> name of the localizer's lesions, in order."""
+        shipped = {lesion.key: lesion.name for lesion in LESIONS}
+        count = self.config.model.localizer.num_lesion_diseases
+        more = {f"lesion_{i + 1}": f"Lesion {i + 1}" for i in range(len(shipped), count)}
+        return dict(list((shipped | more).items())[:count])
+
+    # --- one forward pass --------------------------------------------------------------------------------------
+
+    def encode(self, ct_volume: Tensor, segmentation_mask: Tensor | None = None) -> VisionFeatures:
+        """Features of scans (B, 1, D, H, W) with anatomy (B, D, H, W) or without; see `ThreeDVisionEncoder`."""
+        return self.vision_encoder(ct_volume, segmentation_mask)
+
+    def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
+        """``logits`` and ``probabilities`` (B, K), and ``attention`` (B, K, R + N): where each disease looked."""
+        found = self.classifier(features)
+        return {
+            "logits": found["logits_BK"],
+            "probabilities": found["probabilities_BK"],
+            "attention": found["attention_BKM"],
+        }
+
+    def localize(
+        self, ct_volume: Tensor, features: VisionFeatures, *, all_scales: bool | None = None
+    ) -> dict[str, Any]:
+        """``mask_logits`` (B, L, D, H, W), and what only the losses need (see `LocalizationOutput`)."""
+        found = self.localizer(ct_volume, features.patch_BNC, features.grid, all_scales=all_scales)
+        return {
+            "mask_logits": found.mask_logits_BLDHW,
+            "coarser_logits": found.coarser_logits,
+            "patch_similarity": found.patch_similarity_BLZYX,
+        }
+
+    def forward(
+        self,
+        ct_volume: Tensor,
+        segmentation_mask: Tensor | None = None,
+        disease_labels: Tensor | None = None,
+        lesion_masks_gt: Mapping[str, Tensor] | None = None,
+        report_tokens: Tensor | None = None,
+        *,
+        report_attention_mask: Tensor | None = None,
+        prompt_texts: Sequence[str] | None = None,
+        spacing_mm: tuple[float, float, float] | None = None,
+        tasks: Iterable[str] = TASKS,
+    ) -> dict[str, Any]:
+        """Run the tasks on a batch.
+
+        Args:
+            ct_volume: (B, 1, D, H, W), intensities in -1..1, axes to superior, posterior, left.
+            segmentation_mask: Region ids (B, D, H, W), or None.
+            disease_labels: (B, K), true findings that the report may build on (NaN: unknown).
+            lesion_masks_gt: Lesion key -> (B, D, H, W), true lesions that the report may build on.
+            report_tokens: (B, T) from `ReportGenerator.tokenize_reports`; without it no report is scored.
+            report_attention_mask: (B, T), 0 at padding.
+            prompt_texts: Findings in words for the report, instead of those from labels or heads.
+            spacing_mm: Voxel size (D, H, W), for sizes in words; the configured grid's by default.
+            tasks: Which of `vlm3d.labels.TASKS` to run.
+
+        Returns:
+            ``features``, and ``classification``, ``localization``, ``generation`` for the tasks that ran.
+
+        Raises:
+            ValueError: A task is unknown, or shapes do not fit.
+        """
+        tasks = set(tasks)
+        if not tasks <= set(TASKS):
+            raise ValueError(f"tasks are {', '.join(TASKS)}, got {', '.join(sorted(tasks))}")
+        features = self.encode(ct_volume, segmentation_mask)
+        outputs: dict[str, Any] = {"features": features}
+        if "classification" in tasks:
+            outputs["classification"] = self.classify(features)
+        if "localization" in tasks:
+            outputs["localization"] = self.localize(ct_volume, features)
+        if "generation" in tasks and report_tokens is not None:
+            self.report_generator.load_llm()
+            evidence = None
+            if prompt_texts is None or self.report_generator.location.uses_embedding:
+                evidence = self._evidence(
+                    ct_volume,
+                    features,
+                    segmentation_mask,
+                    spacing_mm,
+                    disease_labels,
+                    lesion_masks_gt,
+                    outputs,
+                )
+            outputs["generation"] = self.report_generator(
+                features.global_BC,
+                features.region_BRC,
+                features.patch_BNC,
+                report_tokens,
+                report_attention_mask,
+                prompt_texts=prompt_texts,
+                evidence=evidence,
+                region_present_BR=features.region_present_BR,
+            )
+        return outputs
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        ct_volume: Tensor,
+        segmentation_mask: Tensor | None = None,
+        classification_threshold: float = 0.5,
+        localization_threshold: float = 0.5,
+        generate_report: bool = True,
+        report_generation_config: Mapping[str, Any] | None = None,
+        *,
+        spacing_mm: tuple[float, float, float] | None = None,
+    ) -> dict[str, Any]:
+        """Predict a batch.
+
+        Args:
+            ct_volume: As in `forward`.
+            segmentation_mask: As in `forward`.
+            classification_threshold: Probability from which a disease is positive.
+            localization_threshold: Probability from which a voxel is lesion.
+            generate_report: Whether to write reports.
+            report_generation_config: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``.
+            spacing_mm: As in `forward`.
+
+        Returns:
+            ``classification``: ``probabilities`` (B, K), ``predictions`` (B, K) bool, ``disease_names`` (the positive ones,
+            a list a scan). ``localization``: ``probabilities`` and ``masks``, lesion key -> (B, D, H, W). ``reports``: one text
+            a scan (empty list when not asked for), and ``report_surprisal_bits``.
+        """
+        with _in_evaluation(self):
+            features = self.encode(ct_volume, segmentation_mask)
+            probabilities_BK = self.classify(features)["probabilities"]
+            positive_BK = probabilities_BK >= classification_threshold
+            masks_BLDHW = self.localize(ct_volume, features)["mask_logits"].sigmoid()
+            written = []
+            if generate_report:
+                self.report_generator.load_llm()
+                evidence = LesionEvidence(
+                    probabilities_BK,
+                    masks_BLDHW,
+                    _without_channel(segmentation_mask),
+                    spacing_mm or self.config.preprocessing.spacing_mm,
+                    features.grid,
+                    classification_threshold,
+                )
+                written = self.report_generator.generate(
+                    features.global_BC,
+                    features.region_BRC,
+                    features.patch_BNC,
+                    evidence=evidence,
+                    region_present_BR=features.region_present_BR,
+                    **(report_generation_config or {}),
+                )
+        keys = list(self.lesion_names)
+        return {
+            "classification": {
+                "probabilities": probabilities_BK,
+                "predictions": positive_BK,
+                "disease_names": [
+                    [name for name, positive in zip(self.disease_names, row, strict=True) if positive]
+                    for row in positive_BK.tolist()
+                ],
+            },
+            "localization": {
+                "probabilities": dict(zip(keys, masks_BLDHW.unbind(1), strict=True)),
+                "masks": dict(zip(keys, (masks_BLDHW >= localization_threshold).unbind(1), strict=True)),
+            },
+            "reports": [report.text for report in written],
+            "report_surprisal_bits": [report.mean_surprisal_bits for report in written],
+        }
+
+    def _evidence(
+        self,
+        ct_volume: Tensor,
+        features: VisionFeatures,
+        segmentation_mask: Tensor | None,
+        spacing_mm: tuple[float, float, float] | None,
+        disease_labels: Tensor | None,
+        lesion_masks_gt: Mapping[str, Tensor] | None,
+        outputs: Mapping[str, Any],
+    ) -> LesionEvidence:
+        """True findings where they are known, the heads' own where not; no gradient flows through words."""
+        with torch.no_grad():
+            heads_K = outputs.get("classification") or self.classify(features)
+            findings_BK = heads_K["probabilities"].detach()
+            if disease_labels is not None:
+                known = ~disease_labels.isnan()
+                findings_BK = torch.where(known, disease_labels.to(findings_BK.dtype), findings_BK)
+            logits = (outputs.get("localization") or self.localize(ct_volume, features))["mask_logits"]
+            masks = dict(zip(self.lesion_names, logits.detach().sigmoid().unbind(1), strict=True))
+            for key, true_BDHW in (lesion_masks_gt or {}).items():
+                known_B = (true_BDHW.flatten(1).amin(1) >= 0)[:, None, None, None]
+                masks[key] = torch.where(known_B, true_BDHW.to(masks[key].dtype), masks[key])
+        return LesionEvidence(
+            findings_BK,
+            torch.stack(list(masks.values()), dim=1),
+            _without_channel(segmentation_mask),
+            spacing_mm or self.config.preprocessing.spacing_mm,
+            features.grid,
+        )
+
+    # --- what trains -------------------------------------------------------------------------------------------
+
+    def attach_text_encoder(self, encoder: TextEncoder) -> None:
+        """Embed all prompts with a frozen text encoder, and let the soft prompts train through it."""
+        self.classifier.attach_text_encoder(encoder)
+        self.localizer.text_embedder.embed(encoder)
+
+    def freeze(self, *parts: str) -> None:
+        """Stop training parts, named as in `PARTS`; all of them without a name."""
+        self._set_trainable(parts, False)
+
+    def unfreeze(self, *parts: str) -> None:
+        """Train parts again."""
+        self._set_trainable(parts, True)
+
+    def unfreeze_last_blocks(self, count: int) -> None:
+        """Train only the encoder's last blocks and its final norms: the steps of gradual unfreezing."""
+        self.freeze("vision")
+        encoder = self.vision_encoder
+        for module in (
+            *encoder.blocks[max(0, len(encoder.blocks) - count) :],
+            encoder.norm,
+            encoder.norm_region,
+        ):
+            module.requires_grad_(True)
+
+    def _set_trainable(self, parts: Sequence[str], trainable: bool) -> None:
+        for part in parts or PARTS:
+            for parameter in self.part_parameters(part):
+                parameter.requires_grad_(trainable)
+        if self.classifier.text_encoder is None:  # nothing to train them through
+            self.classifier.soft_prompts.requires_grad_(False)
+
+    def part_parameters(self, part: str) -> list[nn.Parameter]:
+        """Parameters of one of `PARTS`.
+
+        Raises:
+            ValueError: The name is none of `PARTS`.
+        """
+        generator = self.report_generator
+        if part == "adapters":
+            return [] if generator.llm is None else list(generator.llm.adapter_parameters().values())
+        modules: dict[str, list[nn.Module]] = {
+            "vision": [self.vision_encoder],
+            "classifier": [self.classifier],
+            "localizer": [self.localizer],
+            "projector": [generator.projector, generator.location],
+        }
+        if part not in modules:
+            raise ValueError(f"the model's parts are {', '.join(PARTS)}, got {part!r}")
+        return [parameter for module in modules[part] for parameter in module.parameters()]
+
+    def get_trainable_parameters(self) -> int:
+        """Number of parameters that train."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def count_parameters(self) -> list[PartSize]:
+        """Parameters a part, the frozen text encoder and language model included."""
+        rows = [
+            PartSize(name, _count(module), _count(module, trainable=True))
+            for name, module in (
+                ("3D vision encoder", self.vision_encoder),
+                ("classifier", self.classifier),
+                ("localizer: text embedder", self.localizer.text_embedder),
+                ("localizer: denoising transformer", self.localizer.denoiser),
+                ("localizer: attention U-Net", self.localizer.unet),
+                ("localizer: text alignment", self.localizer.alignment),
+                ("vision projector", self.report_generator.projector),
+                ("lesion location injector", self.report_generator.location),
+            )
+        ]
+        if self.report_generator.llm is not None:
+            adapters = sum(p.numel() for p in self.part_parameters("adapters"))
+            rows.append(PartSize("language model (frozen)", _count(self.report_generator.llm) - adapters, 0))
+            rows.append(PartSize("LoRA adapters", adapters, adapters))
+        return rows
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoint_state_dict(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint: everything but the frozen text encoder and language model."""
+        self.classifier.refresh_prompts()
+        state = {name: tensor.detach() for name, tensor in self._own_tensors().items()}
+        report = self.report_generator.checkpoint_state_dict()
+        return state | {f"report_generator.{name}": tensor for name, tensor in report.items()}
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": tensor
+            for part in ("vision_encoder", "classifier", "localizer")
+            for name, tensor in self.get_submodule(part).state_dict(keep_vars=True).items()
+        }
+
+    def load_checkpoint_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `checkpoint_state_dict`, strictly.
+
+        Raises:
+            CheckpointError: A tensor is missing, foreign or of another shape; the message names it.
+        """
+        prefix = "report_generator."
+        report = {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
+        checkpoint.copy_strictly(
+            self._own_tensors(),
+            {n: tensor for n, tensor in state.items() if not n.startswith(prefix)},
+            "the model",
+        )
+        self.report_generator.load_checkpoint_state_dict(report)
+
+    def fingerprint(self) -> str:
+        """Sixteen digits that tell two sets of weights apart."""
+        return checkpoint.fingerprint(self.checkpoint_state_dict())
+
+    def save_pretrained(self, folder: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint folder (see `vlm3d.model.checkpoint`), as a whole or not at all.
+
+        Args:
+            folder: Created, or replaced if it is a checkpoint.
+            training: How it was trained; ``status`` defaults to the model's own.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self.config.model.report.use_lora and not self.report_generator.has_adapters:
+            self.report_generator.load_llm()
+        note = {"status": self.training_status, **(training or {})}
+        checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        load_text: bool = False,
+        load_llm: bool = False,
+        device: torch.device | str | None = None,
+    ) -> VLM3DMultiTask:
+        """Load a checkpoint from a folder, or from the Hub by name.
+
+        Args:
+            name_or_folder: Where `save_pretrained` wrote, or a Hub name.
+            load_text: Also attach the text encoder, so that soft prompts go on training.
+            load_llm: Load the language model now; otherwise when a report needs it.
+            device: CPU by default.
+
+        Raises:
+            CheckpointError: It is incomplete, damaged, or its tensors are not those of its configuration.
+            WeightsUnavailableError: It is in none of the places looked in.
+        """
+        folder = Path(name_or_folder)
+        if not folder.exists():
+            folder = resolve_weights(str(name_or_folder))
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; a checkpoint is a folder that vlm3d wrote")
+        config = checkpoint.read_config(folder)
+        training = checkpoint.read_training(folder)
+        state = checkpoint.read_weights(folder)
+        model = cls(config, load_text=False, load_llm=False, device="cpu")
+        model.load_checkpoint_state_dict(state)
+        model.training_status = training["status"]
+        model.to(torch.device(device or "cpu"))
+        if load_text:
+            encoder = load_text_encoder(
+                config.model.classifier.text_encoder, device=torch.device(device or "cpu")
+            )
+            model.classifier.attach_text_encoder(encoder)
+        if load_llm:
+            model.report_generator.load_llm()
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Parameters of one part of the model."""
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+def _count(module: nn.Module, *, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _as_config(config: Config | ModelConfig | None) -> Config:
+    if isinstance(config, ModelConfig):
+        return Config(model=config)
+    return config or Config()
+
+
+def _with_overrides(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """Replace single fields, and let head counts follow a width that they no longer divide."""
+    given = {
+        section: {name: value for name, value in fields.items() if value is not None}
+        for section, fields in sections.items()
+    }
+    width = given["vision"].get("embed_dim")
+    if width is not None:
+        if width % config.model.vision.num_heads:
+            given["vision"]["num_heads"] = _heads_for(width)
+        if width % config.model.localizer.denoiser_heads:
+            given["localizer"]["denoiser_heads"] = _heads_for(width)
+    values = config.model_dump()
+    for section, fields in given.items():
+        values["model"][section].update(fields)
+    return Config.model_validate(values)
+
+
+def _heads_for(width: int) -> int:
+    """The most heads of at least 32 channels that divide a width."""
+    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
+
+
+def _without_channel(mask: Tensor | None) -> Tensor | None:
+    return mask.squeeze(1) if mask is not None and mask.ndim == 5 else mask
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,165 @@
+"""The page that a radiologist reads: one self-contained HTML file, without a single outside request."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Prediction
+from vlm3d.labels import LESIONS
+from vlm3d.outputs.lesion_cards import CanonicalScan, LesionRow, key_images, lesion_rows, overviews
+from vlm3d.outputs.report_text import printable, report_sections, warning_line
+from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, body_box
+from vlm3d.outputs.slice_viewer import build_viewer
+from vlm3d.preprocessing.orientation import canonical_view, to_canonical
+from vlm3d.volume import RegionMap, Volume
+
+_OTHER_COLORS = ("#4fc3c7", "#d9c34a", "#f08fb0", "#9aa7ff", "#a0d468", "#ff9f68")
+_LONGEST_FACT = 120
+
+
+def render_page(
+    prediction: Prediction,
+    volume: Volume,
+    masks: Mapping[str, NDArray[np.bool_]],
+    regions: RegionMap | None = None,
+) -> str:
+    """Draw the whole page.
+
+    Args:
+        prediction: What is shown; every text in it is taken for hostile and escaped.
+        volume: The scan on its own grid, in HU.
+        masks: A bool mask on the scan's grid for each lesion key.
+        regions: Anatomy on the scan's grid; its lobes are drawn faintly on the overviews.
+
+    Returns:
+        HTML, some megabytes at most.
+    """
+    scan = _canonical_scan(volume, masks, regions)
+    rows = lesion_rows(prediction.lesions, scan)
+    cards = key_images(rows, scan)
+    start = rows[0].slice_index if rows else scan.center_dhw[0]
+    viewer = build_viewer(
+        scan.voxels_hu_DHW,
+        scan.affine,
+        scan.spacing_mm,
+        scan.masks_DHW,
+        scan.box,
+        key_slices=[row.slice_index for row in rows],
+        start_slice=start,
+    )
+    script = _asset("report.js")
+    return _template().render(
+        prediction=prediction,
+        warning=warning_line(prediction),
+        sections=report_sections(prediction),
+        diseases=_ranked(prediction.diseases),
+        lesions=_lesions_by_disease(prediction.lesions),
+        colors=_colors(prediction.lesions),
+        names={lesion.key: lesion.name for lesion in prediction.lesions},
+        rows=rows,
+        cards=cards,
+        overviews=overviews(rows, scan),
+        viewer=viewer,
+        windows=(LUNG, MEDIASTINUM),
+        acquisition=_facts(volume.acquisition),
+        settings=_facts(prediction.settings),
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+
+
+def _canonical_scan(
+    volume: Volume, masks: Mapping[str, NDArray[np.bool_]], regions: RegionMap | None
+) -> CanonicalScan:
+    canonical = to_canonical(volume)
+    shown = {
+        key: canonical_view(mask_DHW, volume.affine).astype(bool, copy=False)
+        for key, mask_DHW in masks.items()
+        if mask_DHW.any()
+    }
+    labels = None if regions is None else canonical_view(regions.labels_DHW, volume.affine)
+    return CanonicalScan(
+        voxels_hu_DHW=canonical.voxels_DHW,
+        affine=canonical.affine,
+        spacing_mm=canonical.spacing_mm,
+        masks_DHW=shown,
+        labels_DHW=labels,
+        box=body_box(canonical.voxels_DHW, canonical.spacing_mm),
+    )
+
+
+def _ranked(diseases: list[DiseaseFinding]) -> list[DiseaseFinding]:
+    """Positives first, each group by falling probability."""
+    return sorted(diseases, key=lambda disease: (not disease.positive, -disease.probability))
+
+
+def _lesions_by_disease(lesions: list[LesionFinding]) -> dict[str, list[LesionFinding]]:
+    nearest = {lesion.key: lesion.disease for lesion in LESIONS}
+    found: dict[str, list[LesionFinding]] = {}
+    for lesion in lesions:
+        if lesion.components and lesion.key in nearest:
+            found.setdefault(nearest[lesion.key], []).append(lesion)
+    return found
+
+
+def _colors(lesions: list[LesionFinding]) -> dict[str, str]:
+    """The lesions' colors; those that `vlm3d.labels` does not know take the next free one."""
+    known = {lesion.key: lesion.color for lesion in LESIONS}
+    others = [lesion.key for lesion in lesions if lesion.key not in known]
+    return known | {key: _OTHER_COLORS[place % len(_OTHER_COLORS)] for place, key in enumerate(others)}
+
+
+def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as flat (dotted name, short text) pairs."""
+    facts: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            facts += [(f"{name}.{inner}", text) for inner, text in _facts(value)]
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            facts.append((str(name), text if len(text) <= _LONGEST_FACT else text[: _LONGEST_FACT - 1] + "…"))
+    return facts
+
+
+def _asset(name: str) -> str:
+    return files("vlm3d.outputs").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _clean(value: Any) -> Any:
+    """Applied to everything that the template prints: text loses its control characters, then is escaped."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _number(value: float, digits: int = 1) -> str:
+    """A number as it is read: no minus sign before zero, a true minus sign elsewhere."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_clean,
+    )
+    environment.filters["number"] = _number
+    return environment.get_template("report.html.j2")
+
+
+__all__ = ["LesionRow", "render_page"]
