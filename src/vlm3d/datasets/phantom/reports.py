@@ -1,0 +1,267 @@
+"""Reports of phantoms: varied prose from the truth alone. Nothing is said to be present that is not, and the reverse.
+
+Every present finding gets at least one sentence with its place and size. What is absent is denied for some of the
+findings, as radiologists do, never for a present one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm3d.anatomy.regions import REGION_BY_ID, REGION_IDS
+from vlm3d.datasets.phantom.truth import FindingTruth, names
+from vlm3d.labels import DISEASE_NAMES
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class ReportText:
+    """A report in three parts."""
+
+    findings: str
+    impression: str
+    recommendations: str
+
+    @property
+    def text(self) -> str:
+        """The whole report under its headings."""
+        return f"Findings:\n{self.findings}\n\nImpression:\n{self.impression}\n\nRecommendations:\n{self.recommendations}"
+
+
+def write_report(truth: Sequence[FindingTruth], *, contrast: bool, rng: Rng) -> ReportText:
+    """Write a phantom's report.
+
+    Args:
+        truth: All pieces of all findings.
+        contrast: Whether contrast medium was given.
+        rng: Chooses among wordings.
+    """
+    present = [name for name in DISEASE_NAMES if name in names(truth)]
+    by_name = {
+        name: sorted((t for t in truth if t.finding == name), key=lambda t: -t.volume_ml) for name in present
+    }
+    technique = "with intravenous contrast" if contrast else "without contrast"
+    opening = _pick(
+        rng,
+        f"Chest CT {technique}.",
+        f"Axial CT of the chest was acquired {technique}.",
+        f"Thoracic CT {technique}, thin reconstructions.",
+    )
+    sentences = [opening]
+    for name in rng.permutation(present) if present else []:
+        sentences.extend(_SENTENCES[str(name)](by_name[str(name)], rng))
+    sentences.extend(_negatives(set(present), rng))
+    impression = _impression(by_name, rng)
+    return ReportText(" ".join(sentences), impression, _recommendations(by_name, rng))
+
+
+def place(item: FindingTruth) -> str:
+    """Where a piece lies, in words: 'right upper lobe', 'left pleural space', 'mediastinum'."""
+    return REGION_BY_ID[REGION_IDS[item.region]].name
+
+
+def _pick(rng: Rng, *wordings: str) -> str:
+    return wordings[int(rng.integers(len(wordings)))]
+
+
+def _degree(item: FindingTruth, rng: Rng) -> str:
+    if item.severity < 0.34:
+        return _pick(rng, "mild", "slight", "minor")
+    return _pick(rng, "moderate") if item.severity < 0.67 else _pick(rng, "marked", "pronounced", "extensive")
+
+
+def _listed(words: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(words))
+    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
+
+
+def _nodules(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
+    said = []
+    for item in items[:4]:
+        kind = "" if item.kind == "solid" and rng.random() < 0.5 else f"{item.kind} "
+        article = "An" if kind.startswith(("a", "e", "i", "o")) else "A"
+        size = f"{item.size_mm:.0f} mm"
+        said.append(
+            _pick(
+                rng,
+                f"{article} {kind}nodule of {size} is seen in the {place(item)}.",
+                f"{article} {kind}pulmonary nodule measuring {size} lies in the {place(item)}.",
+                f"In the {place(item)} there is a {kind}nodule, {size} in diameter.",
+            )
+        )
+    if len(items) > 4:
+        said.append(f"{len(items) - 4} further lung nodules are smaller.")
+    return said
+
+
+def _sided_effusion(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
+    if len({item.side for item in items}) == 2:
+        kinds = _listed([f"{item.kind} on the {item.side}" for item in items])
+        return [
+            _pick(rng, f"Bilateral pleural effusion, {kinds}.", f"Pleural effusion on both sides, {kinds}.")
+        ]
+    item = items[0]
+    return [
+        _pick(
+            rng,
+            f"A {item.kind} {item.side} pleural effusion, up to {item.size_mm:.0f} mm deep.",
+            f"On the {item.side} there is a {item.kind} pleural effusion with a depth of {item.size_mm:.0f} mm.",
+        )
+    ]
+
+
+def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], list[str]]:
+    """Sentences for findings that lie in lobes; forms may use {degree}, {Degree}, {places} and {size}."""
+
+    def say(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
+        degree = _degree(items[0], rng)
+        text = _pick(rng, *forms).format(
+            degree=degree,
+            Degree=degree.capitalize(),
+            places=_listed([place(item) for item in items]),
+            size=f"{items[0].size_mm:.0f} mm",
+            kind=items[0].kind,
+        )
+        assert noun.lower() in text.lower(), f"'{text}' does not name {noun}"
+        return [text]
+
+    return say
+
+
+_SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
+    "Medical material": lambda items, rng: [
+        _pick(
+            rng,
+            f"Medical material: {items[0].kind} in place.",
+            f"A {items[0].kind} is in place (medical material).",
+        )
+    ],
+    "Arterial wall calcification": _lobar(
+        "calcif",
+        "{Degree} calcification of the aortic wall.",
+        "Arterial wall calcifications, {degree}, along the aorta.",
+    ),
+    "Cardiomegaly": lambda items, rng: [
+        _pick(
+            rng,
+            f"The heart is enlarged, {items[0].size_mm:.0f} mm wide.",
+            f"Cardiomegaly with a heart width of {items[0].size_mm:.0f} mm.",
+        )
+    ],
+    "Pericardial effusion": lambda items, rng: [
+        _pick(
+            rng,
+            f"Pericardial effusion of about {items[0].volume_ml:.0f} ml, deepest posteriorly.",
+            f"There is pericardial effusion, about {items[0].volume_ml:.0f} ml.",
+        )
+    ],
+    "Coronary artery wall calcification": _lobar(
+        "coronary",
+        "{Degree} coronary artery calcification.",
+        "The coronary arteries show {degree} wall calcifications.",
+    ),
+    "Hiatal hernia": lambda items, rng: [
+        _pick(
+            rng,
+            f"Hiatal hernia of {items[0].size_mm:.0f} mm behind the heart.",
+            f"A sliding hiatal hernia measures {items[0].size_mm:.0f} mm.",
+        )
+    ],
+    "Lymphadenopathy": lambda items, rng: [
+        _pick(
+            rng,
+            f"Enlarged mediastinal lymph nodes, the largest {max(i.size_mm for i in items):.0f} mm.",
+            f"Lymphadenopathy with nodes of up to {max(i.size_mm for i in items):.0f} mm.",
+        )
+    ],
+    "Emphysema": _lobar(
+        "emphysema", "{Degree} emphysema.", "{Degree} centrilobular emphysema, mostly in the upper lobes."
+    ),
+    "Atelectasis": _lobar(
+        "atelectasis", "Band-shaped atelectasis in the {places}.", "Subsegmental atelectasis of the {places}."
+    ),
+    "Lung nodule": _nodules,
+    "Lung opacity": _lobar(
+        "ground-glass",
+        "{Degree} ground-glass opacities in the {places}.",
+        "Ground-glass opacity is present in the {places}.",
+    ),
+    "Pulmonary fibrotic sequela": _lobar(
+        "fibro", "Fibrotic bands in the {places}.", "Fibrotic sequelae, {degree}, in the {places}."
+    ),
+    "Pleural effusion": _sided_effusion,
+    "Mosaic attenuation pattern": _lobar(
+        "mosaic", "{Degree} mosaic attenuation of both lungs.", "Mosaic attenuation pattern, {degree}."
+    ),
+    "Peribronchial thickening": _lobar(
+        "peribronchial", "{Degree} peribronchial thickening.", "Peribronchial wall thickening, {degree}."
+    ),
+    "Consolidation": _lobar(
+        "consolidation",
+        "Consolidation with air bronchograms in the {places}.",
+        "The {places} shows consolidation of up to {size}.",
+    ),
+    "Bronchiectasis": _lobar(
+        "bronchiectasis", "{Degree} bronchiectasis in the {places}.", "Bronchiectasis of the {places}."
+    ),
+    "Interlobular septal thickening": _lobar(
+        "interlobular",
+        "{Degree} interlobular septal thickening.",
+        "Interlobular septa are thickened, {degree}, at the bases.",
+    ),
+}
+
+_NEGATIVES: dict[str, tuple[str, ...]] = {
+    "Pleural effusion": ("No pleural effusion.", "The pleural spaces are free of fluid."),
+    "Pericardial effusion": ("No pericardial effusion.",),
+    "Lymphadenopathy": ("No enlarged lymph nodes.", "Lymph nodes are of normal size."),
+    "Cardiomegaly": ("The heart is of normal size.", "Heart size is normal."),
+    "Lung nodule": ("No suspicious lung nodule.",),
+    "Consolidation": ("No consolidation.", "There is no consolidation."),
+    "Emphysema": ("No emphysema.",),
+    "Hiatal hernia": ("No hiatal hernia.",),
+    "Bronchiectasis": ("No bronchiectasis.",),
+}
+
+
+def _negatives(present: set[str], rng: Rng) -> list[str]:
+    absent = [name for name in _NEGATIVES if name not in present]
+    said = [_pick(rng, *_NEGATIVES[name]) for name in absent if rng.random() < 0.7]
+    return said or ([] if present else ["The lungs are clear."])
+
+
+def _impression(by_name: dict[str, list[FindingTruth]], rng: Rng) -> str:
+    if not by_name:
+        return _pick(rng, "No abnormality of the chest.", "Normal chest CT.")
+    ranked = sorted(by_name, key=lambda name: -max(item.severity for item in by_name[name]))
+    lines = []
+    for name in ranked:
+        sides = {item.side for item in by_name[name]} & {"right", "left"}
+        where = " on both sides" if len(sides) == 2 else f" on the {sides.pop()}" if sides else ""
+        wording = "Ground-glass opacity" if name == "Lung opacity" else name
+        lines.append(f"{wording}{where}.")
+    return " ".join(lines)
+
+
+def _recommendations(by_name: dict[str, list[FindingTruth]], rng: Rng) -> str:
+    advice = []
+    nodules = [item.size_mm for item in by_name.get("Lung nodule", []) if item.kind != "calcified"]
+    if nodules and max(nodules) >= 8:
+        advice.append(
+            _pick(
+                rng,
+                "Further work-up of the largest nodule.",
+                "Follow-up CT in three months, or tissue sampling.",
+            )
+        )
+    elif nodules and max(nodules) >= 6:
+        advice.append("Follow-up CT of the nodule in six to twelve months.")
+    if "Consolidation" in by_name:
+        advice.append(_pick(rng, "Control after treatment.", "Imaging control after therapy in six weeks."))
+    if {"Pericardial effusion", "Cardiomegaly"} & by_name.keys():
+        advice.append("Echocardiography.")
+    return " ".join(advice) or _pick(rng, "None.", "No follow-up is needed on these findings.")
