@@ -118,7 +118,7 @@ class LocalizerConfig(Section):
         64, ge=4, description="U-Net width two scales below full resolution; halves upward, doubles downward."
     )
     bottleneck_channels: int = Field(
-        384, ge=4, description="U-Net width on the patch grid, where denoised features enter."
+        448, ge=4, description="U-Net width on the patch grid, where denoised features enter."
     )
     text_dim: int = Field(128, ge=4, description="Width of the text features that gate the U-Net.")
 

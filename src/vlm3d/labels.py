@@ -32,6 +32,7 @@ class Lesion:
         disease: The classifier's nearest label.
         color: ``#rrggbb`` on pages and in viewers.
         challenge_name: The key in the challenge's box file.
+        midline: It belongs to neither side of the body.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Lesion:
     disease: str
     color: str
     challenge_name: str
+    midline: bool = False
 
 
 DISEASES: tuple[Disease, ...] = (
@@ -81,6 +83,7 @@ LESIONS: tuple[Lesion, ...] = (
         "Pericardial effusion",
         "#e8a33d",
         "Pericardial effusion",
+        midline=True,
     ),
     Lesion(
         "pleural_effusion",
@@ -117,6 +120,7 @@ LESIONS: tuple[Lesion, ...] = (
 )
 
 LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in LESIONS)
+MIDLINE_LESION_KEYS: frozenset[str] = frozenset(lesion.key for lesion in LESIONS if lesion.midline)
 
 TASKS: tuple[str, ...] = ("classification", "localization", "generation")
 """The model's tasks, as outputs, losses and task sampling name them."""

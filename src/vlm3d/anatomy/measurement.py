@@ -200,6 +200,18 @@ def measure_lesion(
     return components
 
 
+def drop_small_pieces(mask_DHW: NDArray[np.bool_], min_voxels: float, connectivity: int = 26) -> None:
+    """Remove a mask's pieces of fewer voxels than that, in place."""
+    box = bounding_box(mask_DHW) if min_voxels > 1 else None
+    if box is None:
+        return
+    structure = ndimage.generate_binary_structure(3, _RANK_OF_CONNECTIVITY[connectivity])
+    labels_DHW, _ = ndimage.label(mask_DHW[box], structure)
+    keep_N = np.bincount(labels_DHW.ravel()) >= min_voxels
+    keep_N[0] = False
+    mask_DHW[box] = keep_N[labels_DHW]
+
+
 def bounding_box(mask_DHW: NDArray[Any]) -> tuple[slice, slice, slice] | None:
     """Smallest box around all voxels that are not zero, or None if there is none."""
     axial_HW = np.zeros(mask_DHW.shape[1:], bool)

@@ -6,15 +6,15 @@ read -> anatomy -> prepare -> encode -> classify, localize -> masks on the scan'
 from __future__ import annotations
 
 import logging
-import resource
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 import vlm3d
 from vlm3d.anatomy.mask_file import read_region_mask
-from vlm3d.anatomy.measurement import Component, measure_lesion
+from vlm3d.anatomy.measurement import Component, drop_small_pieces, find_landmarks, measure_lesion
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.errors import ConfigError, ResourceError
 from vlm3d.inference.prediction import (
@@ -38,7 +38,11 @@ from vlm3d.inference.prediction import (
 )
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
+from vlm3d.labels import MIDLINE_LESION_KEYS
+from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.model.report_generator import LesionEvidence, parse_report
+from vlm3d.model.vision_encoder import VisionFeatures
 from vlm3d.preprocessing.orientation import (
     axis_codes,
     canonical_view,
@@ -206,17 +210,15 @@ class Pipeline:
         with watch.stage("classify"):
             probabilities_K = self.model.classify(features)["probabilities"][0].float().cpu().numpy()
         with watch.stage("localize"):
-            mask_probability_LDHW = (
-                self.model.localize(intensity, features)["mask_logits"][0].float().sigmoid_()
+            mask_probability_BLDHW = (
+                self.model.localize(intensity, features)["mask_logits"].float().sigmoid_()
             )
-            mask_probability_LDHW = mask_probability_LDHW.cpu().numpy()
         with watch.stage("measure"):
-            lesions, masks, components = self._lesions(
-                mask_probability_LDHW, prepared, volume, regions, settings
+            lesions, masks, pieces = self._lesions(
+                mask_probability_BLDHW[0].cpu().numpy(), prepared, volume, regions, settings
             )
-        del mask_probability_LDHW
         with watch.stage("report"):
-            report = self._report(features, intensity, probabilities_K, components, settings)
+            report = self._report(features, mask_probability_BLDHW, probabilities_K, pieces, settings)
         diseases = [
             DiseaseFinding(
                 name=name,
@@ -231,7 +233,7 @@ class Pipeline:
             training_note=TRAINING_NOTES[self.model_info.training],
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
-            settings=_as_dict(settings),
+            settings=asdict(settings),
             scan=_scan_info(volume, prepared, regions),
             model=self.model_info,
             diseases=diseases,
@@ -276,24 +278,34 @@ class Pipeline:
         settings: PredictionSettings,
     ) -> tuple[list[LesionFinding], dict[str, NDArray[np.bool_]], dict[str, list[Component]]]:
         """Masks on the scan's grid, and what each piece measures there."""
-        canonical = to_canonical(volume)
+        canonical_volume = to_canonical(volume)
         regions_DHW = None if regions is None else canonical_view(regions.labels_DHW, volume.affine)
+        landmarks = find_landmarks(regions_DHW, canonical_volume.shape_DHW)
+        voxel_ml = float(np.prod(volume.spacing_mm)) / 1000.0
         threshold = settings.localization_threshold
-        lesions: list[LesionFinding] = []
+        findings: list[LesionFinding] = []
         masks: dict[str, NDArray[np.bool_]] = {}
         pieces: dict[str, list[Component]] = {}
         for (key, name), probability_DHW in zip(
             self.model.lesion_names.items(), probability_LDHW, strict=True
         ):
             mask_DHW = self.preprocessor.invert_mask(probability_DHW, prepared.geometry, threshold)
-            seen_DHW = canonical_view(mask_DHW, volume.affine)
+            mask_view_DHW = canonical_view(mask_DHW, volume.affine)
+            drop_small_pieces(mask_view_DHW, settings.min_lesion_ml / voxel_ml)
+            on_scan_DHW = None
+            if mask_view_DHW.any():
+                on_scan_DHW = self.preprocessor.invert_probability(probability_DHW, prepared.geometry)
+                on_scan_DHW = canonical_view(on_scan_DHW, volume.affine)
             found = measure_lesion(
-                seen_DHW, regions_DHW, canonical.spacing_mm, min_volume_ml=settings.min_lesion_ml
+                mask_view_DHW,
+                regions_DHW,
+                canonical_volume.spacing_mm,
+                midline=key in MIDLINE_LESION_KEYS,
+                probability_DHW=on_scan_DHW,
+                landmarks=landmarks,
             )
-            keep_only(seen_DHW, found)
             masks[key], pieces[key] = mask_DHW, found
-            voxel_ml = float(np.prod(volume.spacing_mm)) / 1000.0
-            lesions.append(
+            findings.append(
                 LesionFinding(
                     key=key,
                     name=name,
@@ -302,11 +314,100 @@ class Pipeline:
                     max_probability=float(probability_DHW.max()),
                     uncertainty=mask_entropy_bits(probability_DHW, threshold),
                     volume_ml=float(np.count_nonzero(mask_DHW)) * voxel_ml,
-                    components=[
-                        _component(piece, canonical, probability_DHW, prepared)
-                        for piece in found[:MAX_LISTED_COMPONENTS]
-                    ],
+                    components=[_listed(piece, canonical_volume) for piece in found[:MAX_LISTED_COMPONENTS]],
                     components_left_out=max(0, len(found) - MAX_LISTED_COMPONENTS),
                 )
             )
-        return lesions, masks, pieces
+        return findings, masks, pieces
+
+    def _report(
+        self,
+        features: VisionFeatures,
+        mask_probability_BLDHW: Tensor,
+        probabilities_K: NDArray[np.float32],
+        pieces: dict[str, list[Component]],
+        settings: PredictionSettings,
+    ) -> Report:
+        if not settings.report:
+            return Report(text="", findings="", impression="", recommendations="", generated=False)
+        generator = self.model.report_generator
+        generator.load_llm(self.device)
+        positive = [
+            name
+            for name, probability in zip(self.model.disease_names, probabilities_K, strict=True)
+            if probability >= settings.classification_threshold
+        ]
+        written = generator.generate(
+            features.global_BC,
+            features.region_BRC,
+            features.patch_BNC,
+            prompt_texts=[describe_findings(positive, pieces) if generator.location.uses_text else ""],
+            evidence=LesionEvidence(masks_BLDHW=mask_probability_BLDHW, grid=features.grid),
+            region_present_BR=features.region_present_BR,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+        )[0]
+        sections = parse_report(written.text)
+        return Report(
+            text=written.text,
+            findings=sections.findings,
+            impression=sections.impression,
+            recommendations=sections.recommendations,
+            uncertainty=written.mean_surprisal_bits,
+            generated=True,
+        )
+
+
+def _listed(piece: Component, canonical: Volume) -> LesionComponent:
+    d, h, w = piece.centroid_index_dhw
+    x, y, z = (canonical.affine @ np.array([d, h, w, 1.0]))[:3]
+    return LesionComponent(
+        side=piece.side,
+        region=piece.region,
+        level=piece.level,
+        volume_ml=piece.volume_ml,
+        max_diameter_mm=piece.max_diameter_mm,
+        centroid_ras_mm=(float(x), float(y), float(z)),
+        centroid_index_dhw=piece.centroid_index_dhw,
+        key_slice=piece.key_slice,
+        mean_probability=float(np.clip(piece.mean_probability or 0.0, 0.0, 1.0)),
+    )
+
+
+def _scan_info(volume: Volume, prepared: PreparedScan, regions: RegionMap | None) -> ScanInfo:
+    d, h, w = prepared.intensity_DHW.shape
+    return ScanInfo(
+        source=volume.source,
+        shape_dhw=volume.shape_DHW,
+        spacing_mm_dhw=volume.spacing_mm,
+        orientation="".join(axis_codes(volume.affine)),
+        model_grid_dhw=(d, h, w),
+        model_spacing_mm_dhw=prepared.geometry.model_spacing_mm,
+        anatomy="none" if regions is None else regions.method,
+        notes=[*volume.notes, *prepared.geometry.notes],
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "vlm3d": vlm3d.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held so far, in MB; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
+
+
+def _name(scan: str | Path | Volume) -> str:
+    return scan.source if isinstance(scan, Volume) else str(scan)

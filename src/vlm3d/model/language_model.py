@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm3d.errors import CheckpointError, ConfigError, WeightsUnavailableError
+from vlm3d.errors import ConfigError, WeightsUnavailableError
 from vlm3d.extras import require
 from vlm3d.model.chat import chat_around_image, encode, end_of_turn_id, special_ids
 from vlm3d.model.llm_architectures import architecture
+from vlm3d.model.strict_loading import copy_strictly
 from vlm3d.pretrained import resolve_weights
 
 logger = logging.getLogger(__name__)
@@ -241,30 +242,6 @@ def default_dtype(device: torch.device) -> torch.dtype:
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
     return torch.float32
-
-
-def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Copy saved tensors into place, all or none.
-
-    Raises:
-        CheckpointError: A tensor is missing, foreign or of another shape; the message names it.
-    """
-    for problem, names in (
-        ("lacks", sorted(targets.keys() - state.keys())),
-        ("has the foreign", sorted(state.keys() - targets.keys())),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"the checkpoint {problem} tensor {names[0]}{more} of {what}")
-    for name, target in targets.items():
-        if target.shape != state[name].shape:
-            raise CheckpointError(
-                f"the checkpoint's {name} has shape {tuple(state[name].shape)}, "
-                f"{what} need {tuple(target.shape)}"
-            )
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(state[name])
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -20,7 +20,6 @@ LocationStrategy = Literal["text", "embedding", "both", "none"]
 NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
-MIDLINE_LESIONS = frozenset({"pericardial_effusion"})
 
 
 class MeasuredPiece(Protocol):
@@ -183,7 +182,7 @@ class LesionLocationInjector(nn.Module):
                 regions_DHW,
                 spacing_mm,
                 min_volume_ml=MIN_VOLUME_ML,
-                midline=lesion.key in MIDLINE_LESIONS,
+                midline=lesion.midline,
                 landmarks=landmarks,
             )
             for lesion, mask_DHW in zip(self.lesions, masks_LDHW, strict=False)

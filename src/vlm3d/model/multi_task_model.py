@@ -18,6 +18,7 @@ from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
 from vlm3d.model.localization_module import LesionLocalizationModule
 from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
+from vlm3d.model.strict_loading import copy_strictly
 from vlm3d.model.text_encoder import TextEncoder, load_text_encoder, text_encoder_dim
 from vlm3d.model.vision_encoder import ThreeDVisionEncoder, VisionFeatures
 from vlm3d.pretrained import resolve_weights
@@ -414,7 +415,7 @@ class VLM3DMultiTask(nn.Module):
         """
         prefix = "report_generator."
         report = {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
-        checkpoint.copy_strictly(
+        copy_strictly(
             self._own_tensors(),
             {n: tensor for n, tensor in state.items() if not n.startswith(prefix)},
             "the model",

@@ -20,12 +20,7 @@ from torch.nn import functional
 
 from vlm3d.config import ReportConfig
 from vlm3d.errors import ConfigError
-from vlm3d.model.language_model import (
-    LanguageModel,
-    copy_strictly,
-    load_language_model,
-    meta_language_model,
-)
+from vlm3d.model.language_model import LanguageModel, load_language_model, meta_language_model
 from vlm3d.model.llm_architectures import hidden_size
 from vlm3d.model.location import LesionLocationInjector
 from vlm3d.model.projector import VisionToLLMProjector
@@ -38,6 +33,7 @@ from vlm3d.model.report_sections import (
     parse_report,
     tidy,
 )
+from vlm3d.model.strict_loading import copy_strictly
 
 __all__ = [
     "DecodingSettings",
@@ -186,6 +182,11 @@ class ReportGenerator(nn.Module):
             llm.load_adapter_state_dict(self._waiting_adapters)
             self._waiting_adapters = None
         self.llm = llm
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are here: in the language model, or waiting for it."""
+        return bool(self._waiting_adapters) if self.llm is None else bool(self.llm.adapter_parameters())
 
     def forward(
         self,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm3d.errors import ConfigError, OutputError, VLM3DError
+from vlm3d.errors import ConfigError, OutputError, UnreadableFileError, VLM3DError
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
-from vlm3d.outputs.output_folder import check_usable
+from vlm3d.outputs.output_folder import check_out_dir
 from vlm3d.outputs.writer import write_prediction
 
 logger = logging.getLogger(__name__)
@@ -94,14 +94,13 @@ def predict_scans(
     """
     folders = output_folders(inputs, out)
     for folder in folders:
-        check_usable(folder, overwrite=overwrite)
+        check_out_dir(folder, overwrite=overwrite)
     outcome = Outcome()
     pipeline: Pipeline | None = None
     for number, (path, folder) in enumerate(zip(inputs, folders, strict=True), start=1):
         label = f"[{number}/{len(inputs)}] {path}"
         try:
-            if not path.exists():
-                _refuse_missing(path)
+            _check_exists(path)
             if pipeline is None:
                 say("loading the model")
                 pipeline = load()
@@ -127,7 +126,6 @@ def predict_scans(
     return outcome
 
 
-def _refuse_missing(path: Path) -> None:
-    from vlm3d.errors import UnreadableFileError
-
-    raise UnreadableFileError(f"{path} does not exist; give a scan's file, DICOM folder or zip")
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise UnreadableFileError(f"{path} does not exist; give a scan's file, DICOM folder or zip")
