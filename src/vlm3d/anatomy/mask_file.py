@@ -1,0 +1,75 @@
+"""A user's anatomy mask: read, checked against the scan's grid, turned to the scan's axes, mapped to our regions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm3d.anatomy.regions import NUM_REGIONS
+from vlm3d.anatomy.totalsegmentator import map_totalsegmentator
+from vlm3d.errors import MaskError
+from vlm3d.io import read_mask
+from vlm3d.preprocessing.orientation import axis_codes, canonical_affine, canonical_view, from_canonical
+from vlm3d.volume import RegionMap, Volume, spacing_from_affine
+
+GRID_TOLERANCE_MM = 0.1
+
+
+def read_region_mask(
+    path: str | Path, volume: Volume, labels: Literal["auto", "vlm3d", "totalsegmentator"] = "auto"
+) -> RegionMap:
+    """Read an anatomy mask that belongs to a scan.
+
+    Args:
+        path: NIfTI, MetaImage or NRRD; its axes may be ordered and flipped otherwise than the scan's.
+        volume: The scan.
+        labels: ``"auto"`` takes labels above 20 for TotalSegmentator's.
+
+    Raises:
+        MaskError: It lies on another grid, is empty, or holds labels that are not in its table.
+    """
+    mask = read_mask(path)
+    labels_DHW = _on_scan_axes(mask.labels_DHW, mask.affine, volume, Path(path).name)
+    low, high = int(labels_DHW.min()), int(labels_DHW.max())
+    if high == 0 and low == 0:
+        raise MaskError(f"{path}: the mask is empty")
+    foreign = labels == "totalsegmentator" or (labels == "auto" and high > NUM_REGIONS)
+    try:
+        if foreign:
+            regions_DHW = map_totalsegmentator(labels_DHW)
+        elif low < 0 or high > NUM_REGIONS:
+            raise MaskError(f"the mask holds the labels {low}..{high}; vlm3d's regions are 0..{NUM_REGIONS}")
+        else:
+            regions_DHW = labels_DHW.astype(np.uint8)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+    return RegionMap(np.ascontiguousarray(regions_DHW), volume.affine, "file")
+
+
+def _on_scan_axes(
+    labels_DHW: NDArray[np.integer], affine: NDArray[np.float64], volume: Volume, name: str
+) -> NDArray[np.integer]:
+    """The mask's array on the scan's axes, after checking that both cover the same voxels of the patient."""
+    mask_affine, mask_shape = canonical_affine(affine, labels_DHW.shape)
+    scan_affine, scan_shape = canonical_affine(volume.affine, volume.shape_DHW)
+    last = np.array([*scan_shape, 1.0]) - (1, 1, 1, 0)
+    apart_mm = max(
+        float(np.abs((mask_affine - scan_affine) @ corner)[:3].max())
+        for corner in (np.array([0, 0, 0, 1.0]), last)
+    )
+    if tuple(mask_shape) != tuple(scan_shape) or apart_mm > GRID_TOLERANCE_MM:
+        raise MaskError(
+            f"{name} lies on another grid than the scan: {_grid_words(labels_DHW.shape, affine)} against "
+            f"{_grid_words(volume.shape_DHW, volume.affine)}; resample it to the scan"
+        )
+    return from_canonical(canonical_view(labels_DHW, affine), volume.affine)
+
+
+def _grid_words(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
+    spacing = " x ".join(f"{side:.3g}" for side in spacing_from_affine(affine))
+    origin = ", ".join(f"{x:.1f}" for x in affine[:3, 3])
+    size = " x ".join(str(n) for n in shape)
+    return f"{size} voxels of {spacing} mm, axes {''.join(axis_codes(affine))}, origin ({origin})"
