@@ -235,7 +235,7 @@ def _read_yaml(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]
         raise ConfigError(f"{source} is its own base: {' -> '.join((*seen, str(source)))}")
     try:
         if str(source) in SHIPPED_CONFIGS:
-            text = files("vlm3d").joinpath("configs", f"{source}.yaml").read_text(encoding="utf-8")
+            text = files("vlm3d").joinpath("configs").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
         else:
             text = Path(source).read_text(encoding="utf-8")
         values = yaml.safe_load(text) or {}

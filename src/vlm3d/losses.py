@@ -72,7 +72,7 @@ def text_alignment_loss(
     lesion say nothing.
     """
     share = F.adaptive_avg_pool3d(
-        target_BLDHW.float() * known_BL[..., None, None, None], similarity_BLZYX.shape[-3:]
+        target_BLDHW.float() * known_BL[..., None, None, None], _spatial(similarity_BLZYX)
     )
     log_probability = (similarity_BLZYX / temperature).log_softmax(dim=1)
     return -(share * log_probability).sum() / share.sum().clamp(min=1e-6)
@@ -84,10 +84,15 @@ def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[T
         return full_logits_BLDHW.new_zeros(())
     probability = full_logits_BLDHW.sigmoid()
     terms = [
-        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, coarse.shape[-3:]))
+        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, _spatial(coarse)))
         for coarse in coarser_logits
     ]
     return torch.stack(terms).mean()
+
+
+def _spatial(tensor: Tensor) -> tuple[int, int, int]:
+    d, h, w = tensor.shape[-3:]
+    return d, h, w
 
 
 def stack_lesion_masks(
@@ -159,6 +164,8 @@ class MultiTaskLoss(nn.Module):
         self.focal_gamma = focal_gamma
         self.text_alignment_weight = text_alignment_weight
         self.consistency_weight = consistency_weight
+        self.start_weights: Tensor
+        self.class_weights: Tensor | None
         self.register_buffer("start_weights", start)
         self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
         self.log_variance = nn.Parameter(-start.clamp(min=1e-6).log()) if balancing == "uncertainty" else None
@@ -203,7 +210,7 @@ class MultiTaskLoss(nn.Module):
         loss = dice_bce_loss(logits, target, known_BL)
         coarser = output["coarser_logits"]
         for level, coarse in enumerate(coarser, start=1):
-            pooled = F.adaptive_avg_pool3d(target, coarse.shape[-3:])
+            pooled = F.adaptive_avg_pool3d(target, _spatial(coarse))
             loss = loss + 0.5**level * dice_bce_loss(coarse, pooled, known_BL)
         loss = loss / sum(0.5**level for level in range(len(coarser) + 1))
         if output.get("patch_similarity") is not None:
@@ -238,6 +245,7 @@ class GradNorm(nn.Module):
         self.alpha = alpha
         self.lr = lr
         self.weights = nn.Parameter(start_weights.clone(), requires_grad=False)
+        self.first_losses: Tensor
         self.register_buffer("first_losses", torch.full_like(start_weights, float("nan")))
 
     def update(self, losses: Mapping[str, Tensor], shared: Iterable[nn.Parameter]) -> dict[str, float]:

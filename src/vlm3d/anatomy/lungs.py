@@ -1,4 +1,4 @@
-"""Right and left lung: air inside the chest that is neither airway nor bowel gas, with vessels and small lesions filled in."""
+"""Right and left lung: air inside the chest, neither airway nor bowel gas, with vessels and small lesions filled in."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _lung_pieces(grid: WorkGrid, air: Mask) -> tuple[list[Mask], list[float]]:
     if not candidates.size:
         return [], []
     medians = np.atleast_1d(ndimage.median(grid.hu_DHW, labels, candidates))
-    kept = [i for i, median in zip(candidates, medians, strict=True) if median > ROOM_AIR_HU]
+    kept = [int(i) for i, median in zip(candidates, medians, strict=True) if median > ROOM_AIR_HU]
     if not kept:
         return [], []
     main = max(kept, key=lambda i: sizes_ml[i - 1])

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,8 @@ from vlm3d.errors import CheckpointError, ConfigError, OutputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"
-STATUSES = ("untrained", "synthetic", "trained")
+Status = Literal["untrained", "synthetic", "trained"]
+STATUSES: tuple[Status, ...] = ("untrained", "synthetic", "trained")
 
 
 def write_checkpoint(

@@ -46,6 +46,7 @@ class MultiLabelClassifier(nn.Module):
             raise ValueError(f"{config.num_diseases} diseases need as many prompts, got {len(self.prompts)}")
         shared = config.shared_dim
         self.soft_prompts = nn.Parameter(torch.empty(config.num_diseases, config.num_soft_prompts, text_dim))
+        self.prompt_embedding: Tensor
         self.register_buffer("prompt_embedding", torch.zeros(config.num_diseases, text_dim))
         self.text_projection = nn.Linear(text_dim, shared)
         self.norm_image = nn.LayerNorm(vision_dim)

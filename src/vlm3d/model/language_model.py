@@ -15,7 +15,7 @@ from vlm3d.extras import require
 from vlm3d.model.chat import chat_around_image, encode, end_of_turn_id, special_ids
 from vlm3d.model.llm_architectures import architecture
 from vlm3d.model.strict_loading import copy_strictly
-from vlm3d.pretrained import resolve_weights
+from vlm3d.pretrained import quiet_transformers, resolve_weights
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +170,9 @@ def load_language_model(
         options |= {"quantization_config": _nf4(dtype), "device_map": {"": str(place)}}
     folder = resolve_weights(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsUnavailableError(

@@ -29,6 +29,7 @@ class TextEmbedder(nn.Module):
     def __init__(self, prompts: Sequence[str], encoder_dim: int, text_dim: int) -> None:
         super().__init__()
         self.prompts = list(prompts)
+        self.prompt_embedding: Tensor
         self.register_buffer("prompt_embedding", torch.zeros(len(self.prompts), encoder_dim))
         self.projection = nn.Sequential(
             nn.Linear(encoder_dim, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim), nn.LayerNorm(text_dim)

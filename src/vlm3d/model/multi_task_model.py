@@ -83,7 +83,7 @@ class VLM3DMultiTask(nn.Module):
                 "load_in_4bit": load_in_4bit,
             },
         )
-        self.training_status = "untrained"
+        self.training_status: checkpoint.Status = "untrained"
         sizes = self.config.model
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":
@@ -238,9 +238,9 @@ class VLM3DMultiTask(nn.Module):
             spacing_mm: As in `forward`.
 
         Returns:
-            ``classification``: ``probabilities`` (B, K), ``predictions`` (B, K) bool, ``disease_names`` (the positive ones,
-            a list a scan). ``localization``: ``probabilities`` and ``masks``, lesion key -> (B, D, H, W). ``reports``: one text
-            a scan (empty list when not asked for), and ``report_surprisal_bits``.
+            ``classification``: ``probabilities`` (B, K), ``predictions`` (B, K) bool, ``disease_names`` (the positive
+            ones, a list a scan). ``localization``: ``probabilities`` and ``masks``, lesion key -> (B, D, H, W).
+            ``reports``: one text a scan (empty list when not asked for), and ``report_surprisal_bits``.
         """
         with _in_evaluation(self):
             features = self.encode(ct_volume, segmentation_mask)

@@ -6,6 +6,8 @@ L lesion prompts, T text width, Q queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 Grid = tuple[int, int, int]
 
 
-def patch_grid(shape_DHW: tuple[int, int, int], patch_size: Grid) -> Grid:
+def patch_grid(shape_DHW: Sequence[int], patch_size: Grid) -> Grid:
     """Number of patches (Z, Y, X) that cover a volume; the last ones may reach past its edge."""
     z, y, x = (-(-size // patch) for size, patch in zip(shape_DHW, patch_size, strict=True))
     return z, y, x
@@ -31,7 +33,7 @@ def extract_patches(volume_BCDHW: Tensor, patch_size: Grid) -> Tensor:
     """Cut a volume of whole patches into (B, N, in_channels * voxels a patch)."""
     batch, channels = volume_BCDHW.shape[:2]
     pz, py, px = patch_size
-    z, y, x = patch_grid(tuple(volume_BCDHW.shape[-3:]), patch_size)
+    z, y, x = patch_grid(volume_BCDHW.shape[-3:], patch_size)
     cut = volume_BCDHW.reshape(batch, channels, z, pz, y, py, x, px)
     return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, z * y * x, channels * pz * py * px)
 
@@ -65,6 +67,6 @@ class PatchEmbedding(nn.Module):
     def forward(self, volume_BCDHW: Tensor) -> tuple[Tensor, Grid]:
         """Tokens (B, N, C) of a volume (B, in_channels, D, H, W), and their grid (Z, Y, X)."""
         volume_BCDHW = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0)
-        grid = patch_grid(tuple(volume_BCDHW.shape[-3:]), self.patch_size)
+        grid = patch_grid(volume_BCDHW.shape[-3:], self.patch_size)
         tokens_BNC = self.projection(extract_patches(volume_BCDHW, self.patch_size))
         return tokens_BNC + self.position_ZYXC(grid).flatten(0, 2), grid

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm3d.errors import WeightsUnavailableError
-from vlm3d.pretrained import resolve_weights
+from vlm3d.pretrained import quiet_transformers, resolve_weights
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,9 @@ def load_text_encoder(name: str, device: torch.device | str | None = None) -> Te
 
     folder = resolve_weights(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsUnavailableError(

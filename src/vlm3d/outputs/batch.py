@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vlm3d.errors import ConfigError, OutputError, UnreadableFileError, VLM3DError
@@ -107,11 +108,7 @@ def predict_scans(
                 if pipeline.model_info.training == "untrained":
                     say("the weights are UNTRAINED: what follows is random and means nothing")
             result = pipeline(
-                path,
-                settings,
-                mask=mask,
-                series=series,
-                on_stage=lambda stage, label=label: say(f"{label}: {stage}"),
+                path, settings, mask=mask, series=series, on_stage=partial(_say_stage, say, label)
             )
             say(f"{label}: write")
             files = write_prediction(
@@ -119,11 +116,15 @@ def predict_scans(
             )
             outcome.pages.append(files["page"])
         except VLM3DError as error:
-            if len(inputs) == 1 or isinstance(error, OutputError) or pipeline is None and path.exists():
+            if len(inputs) == 1 or isinstance(error, OutputError) or (pipeline is None and path.exists()):
                 raise
             outcome.failed[path] = error
             say(f"vlm3d: error: {' '.join(str(error).split())}")
     return outcome
+
+
+def _say_stage(say: Callable[[str], None], label: str, stage: str) -> None:
+    say(f"{label}: {stage}")
 
 
 def _check_exists(path: Path) -> None:

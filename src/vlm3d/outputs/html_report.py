@@ -134,7 +134,7 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _asset(name: str) -> str:
-    return files("vlm3d.outputs").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("vlm3d.outputs").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 
 def _clean(value: Any) -> Any:

@@ -104,7 +104,7 @@ def lesion_rows(lesions: list[LesionFinding], scan: CanonicalScan) -> list[Lesio
         (lesion for lesion in lesions if lesion.components), key=lambda lesion: -lesion.max_probability
     )
     with_card = _given_cards(ranked)
-    rows = []
+    rows: list[LesionRow] = []
     for lesion in ranked:
         for place, component in enumerate(lesion.components):
             index = scan.inside((component.key_slice, 0, 0))[0]

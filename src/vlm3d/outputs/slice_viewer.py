@@ -87,7 +87,7 @@ def build_viewer(
     depth = voxels_hu_DHW.shape[0]
     shown = choose_slices(depth, key_slices)[::-1]
     pixel = pixel_mm(spacing_mm, "axial")
-    present_D = {key: mask.any(axis=(1, 2)) for key, mask in masks_DHW.items()}
+    present_D = {key: np.asarray(mask.any(axis=(1, 2))) for key, mask in masks_DHW.items()}
     center_HW = [(side.start + side.stop - 1) / 2 for side in box[1:]]
     slices = []
     for index in shown:

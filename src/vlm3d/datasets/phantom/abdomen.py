@@ -53,8 +53,8 @@ def paint_abdomen(canvas: Canvas, trunk: Trunk, patient: Patient, rng: np.random
     canvas.paint(box, liver, (steatosis + contrast + texture).astype(np.float32), REGION_IDS["liver"])
     gall = ellipsoid(box, (-222, -52, -48), (22, 15, 14))
     canvas.paint(box, gall, 8.0, UPPER_ABDOMEN_ID)
-    for side in (-1.0, 1.0):  # crura beside the aorta
-        crus = ellipsoid(box, (-178, 42, side * 17 + 4), (54, 15, 5))
+    for half in (-1.0, 1.0):  # crura beside the aorta
+        crus = ellipsoid(box, (-178, 42, half * 17 + 4), (54, 15, 5))
         canvas.paint(box, crus, 50.0, UPPER_ABDOMEN_ID)
 
 

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_erosion, map_coordinates
 from vlm3d.anatomy.regions import REGION_IDS
 from vlm3d.datasets.phantom.frame import Canvas, Slices, coverage, ellipsoid, spline, tube
 from vlm3d.datasets.phantom.lesions import RngType, bounds
-from vlm3d.datasets.phantom.truth import FindingSpec, Painted, is_lung, midline
+from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung, midline
 
 Point = NDArray[np.float64]
 
@@ -200,7 +200,7 @@ def paint_lymphadenopathy(canvas: Canvas, rng: RngType, spec: FindingSpec) -> li
         canvas.blend(box.index, alpha, np.float32(rng.uniform(35, 60)), REGION_IDS["mediastinum"])
         mask = alpha > 0.5
         if mask.any():
-            where = "right" if side == "right" else "left" if side == "left" else "midline"
+            where: Side = "right" if side == "right" else "left" if side == "left" else "midline"
             size = round(float(2 * short), 1)
             painted.append(
                 Painted("Lymphadenopathy", box.index, mask, None, stations[pick], "mediastinum", where, size)
@@ -293,7 +293,7 @@ def _device(canvas: Canvas, rng: RngType, kind: str, side: str) -> list[Painted]
     radius = 24.0 if kind == "pacemaker" else 12.0
     pocket = np.array([z, skin + 9.0, x])
     cava = np.array([fork[0] + 22, fork[1] - 38, fork[2] - 25])
-    course = [
+    course: list[list[float]] = [
         pocket,
         [fork[0] + 62, skin + 26, middle + sign * 72],
         [fork[0] + 66, fork[1] - 34, middle + sign * 36],

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from vlm3d.datasets.phantom.trees import Tubes
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Slices = tuple[slice, slice, slice]
 
 

@@ -22,7 +22,7 @@ from vlm3d.datasets.phantom.frame import (
     smooth_noise,
 )
 from vlm3d.datasets.phantom.trees import Tubes, tube_coverage
-from vlm3d.datasets.phantom.truth import FindingSpec, Painted, is_lung
+from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
 RngType = np.random.Generator
 FLUID_HU = 10.0
@@ -271,7 +271,7 @@ def _effusion(canvas: Canvas, rng: RngType, spec: FindingSpec, side: str) -> Pai
     canvas.blend(index, alpha, np.float32(rng.uniform(2, 18)), pleura)
     thickness = float(to_wall[mask].max() + canvas.frame.step_mm[1])
     kind = "small" if share < 0.12 else "moderate" if share < 0.25 else "large"
-    side_name = "right" if side == "right" else "left"
+    side_name: Side = "right" if side == "right" else "left"
     return Painted(
         "Pleural effusion",
         index,

@@ -14,7 +14,7 @@ from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Slices, coverage, smooth_noise
 from vlm3d.datasets.phantom.lesions import RngType, bounds, choose_lobes
 from vlm3d.datasets.phantom.trees import Tubes, grow, join, sample_in_region, tube_coverage
-from vlm3d.datasets.phantom.truth import FindingSpec, Painted, is_lung
+from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
 
 def bronchi_of(canvas: Canvas, rng: RngType) -> Tubes | None:
@@ -46,7 +46,7 @@ def _whole_lungs(
     counts = np.bincount(ids, minlength=21)
     right, left = counts[1:4].sum(), counts[4:6].sum()
     total = max(right + left, 1)
-    side = "right" if right > 0.95 * total else "left" if left > 0.95 * total else "bilateral"
+    side: Side = "right" if right > 0.95 * total else "left" if left > 0.95 * total else "bilateral"
     return [Painted(finding, index, touched, None, kind, side=side)]
 
 

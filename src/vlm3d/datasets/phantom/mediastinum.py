@@ -36,7 +36,10 @@ _SIDE = _SIDE / np.linalg.norm(_SIDE)
 HEART_AXES = np.stack([_LONG, _SIDE, np.cross(_LONG, _SIDE)])
 
 # name: points (z, y, x, radius)
-_ARTERIES: dict[str, ArrayLike] = {
+Waypoints = list[list[float]]
+"""Points (z, y, x, radius) in mm from the carina."""
+
+_ARTERIES: dict[str, Waypoints] = {
     "aorta": [
         [-54, -14, 4, 14.5], [-30, -26, -9, 15.5], [0, -27, -15, 15], [20, -19, -11, 14.5], [30, -2, 0, 13.5],
         [30, 16, 11, 13], [20, 32, 20, 12.5], [-5, 41, 25, 12], [-60, 43, 25, 11.5], [-110, 44, 18, 11],
@@ -47,7 +50,7 @@ _ARTERIES: dict[str, ArrayLike] = {
     "left subclavian": [[32, 16, 14, 5.5], [70, 19, 28, 5], [92, 12, 50, 4.5], [92, 2, 100, 4]],
     "right carotid": [[72, -4, -19, 4], [125, 6, -24, 4]],
 }  # fmt: skip
-_PULMONARY: dict[str, ArrayLike] = {
+_PULMONARY: dict[str, Waypoints] = {
     "trunk and left": [
         [-52, -46, 14, 14], [-34, -36, 18, 13.5], [-20, -16, 19, 12.5], [-14, 2, 30, 10.5], [-14, 15, 43, 9.5],
         [-28, 28, 52, 8], [-46, 30, 54, 6],
@@ -55,25 +58,28 @@ _PULMONARY: dict[str, ArrayLike] = {
     "right": [[-20, -14, 17, 11], [-21, 1, -2, 10.5], [-23, 4, -24, 9.5], [-32, 9, -41, 8], [-54, 16, -47, 6]],
     "right upper": [[-22, 3, -26, 7], [-12, 4, -44, 4.5]],
 }  # fmt: skip
-_PULMONARY_VEINS: dict[str, ArrayLike] = {
+_PULMONARY_VEINS: dict[str, Waypoints] = {
     "right superior": [[-50, 6, -18, 8], [-48, 0, -32, 6.5], [-42, -4, -48, 4.5]],
     "right inferior": [[-62, 14, -16, 8], [-64, 20, -30, 6.5], [-68, 26, -44, 4.5]],
     "left superior": [[-50, 6, 26, 8], [-46, 0, 40, 6.5], [-38, -6, 54, 4.5]],
     "left inferior": [[-60, 14, 26, 8], [-62, 22, 38, 6.5], [-66, 30, 50, 4.5]],
 }  # fmt: skip
-_VEINS: dict[str, ArrayLike] = {
-    "superior cava": [[100, 2, -42, 6], [74, -12, -34, 7], [46, -20, -23, 8.5], [10, -14, -28, 9.5], [-20, -12, -31, 10], [-52, -14, -33, 11]],
+_VEINS: dict[str, Waypoints] = {
+    "superior cava": [
+        [100, 2, -42, 6], [74, -12, -34, 7], [46, -20, -23, 8.5], [10, -14, -28, 9.5], [-20, -12, -31, 10],
+        [-52, -14, -33, 11],
+    ],
     "left brachiocephalic": [[100, 0, 40, 6], [76, -18, 36, 6.5], [58, -32, 14, 7], [45, -22, -18, 8]],
     "right subclavian": [[78, -12, -36, 6], [86, -22, -70, 5.5], [92, -8, -110, 5]],
     "left subclavian": [[78, -18, 36, 6], [86, -22, 70, 5.5], [92, -8, 110, 5]],
     "azygos": [[-190, 48, -7, 3], [-20, 49, -9, 3.5], [8, 42, -13, 4], [15, 22, -22, 4], [12, -4, -27, 4]],
     "inferior cava": [[-74, -6, -30, 12], [-108, 6, -28, 13], [-140, 20, -24, 12], [-230, 26, -22, 12]],
 }  # fmt: skip
-_ESOPHAGUS = [
+_ESOPHAGUS: Waypoints = [
     [130, 34, 3, 6.5], [50, 36, 4, 7], [10, 38, 8, 6.5], [-40, 35, 5, 7], [-80, 34, 8, 7], [-112, 28, 12, 7.5],
     [-138, 14, 20, 9], [-150, 4, 38, 9],
 ]  # fmt: skip
-_BRONCHI: dict[str, ArrayLike] = {
+_BRONCHI: dict[str, Waypoints] = {
     "right main": [[-1, 22, 0, 7], [-13, 20, -15, 6.8], [-22, 18, -28, 6]],
     "left main": [[-1, 22, 0, 6.5], [-14, 22, 19, 6.2], [-27, 20, 43, 5.8]],
     "right upper": [[-17, 19, -21, 4.6], [-14, 17, -42, 4.2]],
@@ -200,9 +206,10 @@ def _heart(
     heart_id = REGION_IDS["heart"]
     inner_left = np.maximum(part(-86, -15, 38, (40, 22, 23)), surface + 8)
     septum = -(left_ventricle + 1.5)
+    right_heart = smooth_union(right_ventricle, outflow, 10)
     chambers = [
         Organ(box, surface, muscle, heart_id),
-        Organ(box, np.maximum(np.maximum(smooth_union(right_ventricle, outflow, 10) + 4.0, septum), surface + 3), right, heart_id),
+        Organ(box, np.maximum(np.maximum(right_heart + 4.0, septum), surface + 3), right, heart_id),
         Organ(box, np.maximum(np.maximum(right_atrium + 2.5, right_ventricle + 1), surface + 2), right, heart_id),
         Organ(box, np.maximum(np.maximum(left_atrium + 2.5, left_ventricle * -1 - 2), surface + 2), left, heart_id),
         Organ(box, inner_left, left, heart_id),
