@@ -46,6 +46,7 @@ class VLM3DMultiTask(nn.Module):
         text_encoder: A loaded frozen text encoder; by default the configured one is loaded.
         load_text: False leaves the prompt embeddings empty, for a checkpoint to fill.
         load_llm: False leaves the language model for later; reports load it when they need it.
+        llm_dim: Width of a language model that will be attached later; the configured one's by default.
         device: ``"meta"`` builds without storage, for counting parameters.
 
     Raises:
@@ -68,6 +69,7 @@ class VLM3DMultiTask(nn.Module):
         text_encoder: TextEncoder | None = None,
         load_text: bool = True,
         load_llm: bool = True,
+        llm_dim: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -99,7 +101,7 @@ class VLM3DMultiTask(nn.Module):
                 sizes.localizer, width, encoder_dim, sizes.vision.in_channels, sizes.vision.patch_size
             )
         self.report_generator = ReportGenerator.from_config(
-            sizes.report, width, sizes.localizer.num_lesion_diseases, device=place, skip_llm=not load_llm
+            sizes.report, width, sizes.localizer.num_lesion_diseases, device=place, skip_llm=not load_llm, llm_dim=llm_dim
         )
         if text_encoder is not None:
             self.attach_text_encoder(text_encoder)

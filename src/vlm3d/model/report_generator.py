@@ -126,6 +126,7 @@ class ReportGenerator(nn.Module):
         *,
         device: torch.device | str | None = None,
         skip_llm: bool = False,
+        llm_dim: int | None = None,
     ) -> ReportGenerator:
         """Build the generator and, unless told otherwise, load its language model.
 
@@ -135,10 +136,11 @@ class ReportGenerator(nn.Module):
             num_lesions: Masks a scan.
             device: ``"meta"`` builds everything without storage, for counting.
             skip_llm: Leave the language model for `load_llm`.
+            llm_dim: Its width, where the settings' name does not tell it.
         """
         place = torch.device(device or "cpu")
         with place:
-            generator = cls(None, vision_dim, config, num_lesions)
+            generator = cls(None, vision_dim, config, num_lesions, llm_dim)
         if skip_llm:
             return generator
         if place.type == "meta":

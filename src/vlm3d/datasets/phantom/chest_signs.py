@@ -5,6 +5,8 @@ They work as those of `vlm3d.datasets.phantom.lesions`, from the regions of any 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, map_coordinates
@@ -293,7 +295,7 @@ def _device(canvas: Canvas, rng: RngType, kind: str, side: str) -> list[Painted]
     radius = 24.0 if kind == "pacemaker" else 12.0
     pocket = np.array([z, skin + 9.0, x])
     cava = np.array([fork[0] + 22, fork[1] - 38, fork[2] - 25])
-    course: list[list[float]] = [
+    course: list[Any] = [
         pocket,
         [fork[0] + 62, skin + 26, middle + sign * 72],
         [fork[0] + 66, fork[1] - 34, middle + sign * 36],

@@ -78,8 +78,8 @@ def paint_sternum(canvas: Canvas, patient: Patient) -> None:
     _, middle, depth, *_ = profile(box.z.ravel())
     front = (middle - depth)[:, None, None]
     z = box.z.ravel()
-    half = np.interp(z, [-125, -110, -98, -60, -5, 2, 8, 38, 46], [3, 6, 17, 17, 14, 13, 18, 28, 22])
-    thick = np.interp(z, [-125, -105, -90, 0, 5, 40], [2.5, 3.5, 5.0, 5.2, 6.2, 6.5])
+    half: Array = np.interp(z, [-125, -110, -98, -60, -5, 2, 8, 38, 46], [3, 6, 17, 17, 14, 13, 18, 28, 22])
+    thick: Array = np.interp(z, [-125, -105, -90, 0, 5, 40], [2.5, 3.5, 5.0, 5.2, 6.2, 6.5])
     half, thick = (part[:, None, None].astype(np.float32) for part in (half, thick))
     plate = _rounded(box.x / half, (box.y - front + 6.5) / thick) * thick
     caps = np.maximum(box.z - 46.0, -122.0 - box.z)
