@@ -13,7 +13,13 @@ from vlm3d.model.patch_embedding import PatchEmbedding, extract_patches
 from vlm3d.model.vision_encoder import ThreeDVisionEncoder
 
 CONFIG = VisionConfig(
-    embed_dim=32, depth=2, num_heads=2, region_dim=16, region_every=1, position_grid=(3, 4, 4), max_slice_distance=4
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    region_dim=16,
+    region_every=1,
+    position_grid=(3, 4, 4),
+    max_slice_distance=4,
 )
 
 

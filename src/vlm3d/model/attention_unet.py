@@ -70,7 +70,7 @@ class TextAttentionGate(nn.Module):
         hidden = F.relu(self.skip(skip).add_(self.signal(signal)), inplace=True)
         match = prompt_logits(hidden, self.text(text_LT) * self.scale)
         # At the start the gate is half open everywhere; doubled, it leaves the skip's scale as it was.
-        return skip * match.amax(dim=1, keepdim=True).sigmoid_().mul_(2.0)
+        return skip * (2.0 * match.amax(dim=1, keepdim=True).sigmoid())
 
 
 def prompt_logits(features: Tensor, kernel_LC: Tensor, bias_L: Tensor | None = None) -> Tensor:

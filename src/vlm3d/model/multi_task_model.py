@@ -46,6 +46,7 @@ class VLM3DMultiTask(nn.Module):
         text_encoder: A loaded frozen text encoder; by default the configured one is loaded.
         load_text: False leaves the prompt embeddings empty, for a checkpoint to fill.
         load_llm: False leaves the language model for later; reports load it when they need it.
+        text_dim: Width of the text encoder where it is not loaded; the configured one's by default.
         llm_dim: Width of a language model that will be attached later; the configured one's by default.
         device: ``"meta"`` builds without storage, for counting parameters.
 
@@ -69,6 +70,7 @@ class VLM3DMultiTask(nn.Module):
         text_encoder: TextEncoder | None = None,
         load_text: bool = True,
         load_llm: bool = True,
+        text_dim: int | None = None,
         llm_dim: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -90,9 +92,9 @@ class VLM3DMultiTask(nn.Module):
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":
             text_encoder = load_text_encoder(sizes.classifier.text_encoder, device=place)
-        encoder_dim = (
-            text_encoder_dim(sizes.classifier.text_encoder) if text_encoder is None else text_encoder.dim
-        )
+        if text_encoder is not None:
+            text_dim = text_encoder.dim
+        encoder_dim = text_encoder_dim(sizes.classifier.text_encoder) if text_dim is None else text_dim
         width = sizes.vision.embed_dim
         with place:
             self.vision_encoder = ThreeDVisionEncoder(sizes.vision)
@@ -101,7 +103,12 @@ class VLM3DMultiTask(nn.Module):
                 sizes.localizer, width, encoder_dim, sizes.vision.in_channels, sizes.vision.patch_size
             )
         self.report_generator = ReportGenerator.from_config(
-            sizes.report, width, sizes.localizer.num_lesion_diseases, device=place, skip_llm=not load_llm, llm_dim=llm_dim
+            sizes.report,
+            width,
+            sizes.localizer.num_lesion_diseases,
+            device=place,
+            skip_llm=not load_llm,
+            llm_dim=llm_dim,
         )
         if text_encoder is not None:
             self.attach_text_encoder(text_encoder)
@@ -472,7 +479,14 @@ class VLM3DMultiTask(nn.Module):
         config = checkpoint.read_config(folder)
         training = checkpoint.read_training(folder)
         state = checkpoint.read_weights(folder)
-        model = cls(config, load_text=False, load_llm=False, device="cpu")
+        model = cls(
+            config,
+            load_text=False,
+            load_llm=False,
+            text_dim=_size(state, "classifier.prompt_embedding", axis=1),
+            llm_dim=_size(state, "report_generator.projector.output_projection.weight", axis=0),
+            device="cpu",
+        )
         model.load_checkpoint_state_dict(state)
         model.training_status = training["status"]
         model.to(torch.device(device or "cpu"))
@@ -493,6 +507,11 @@ class PartSize:
     name: str
     parameters: int
     trainable: int
+
+
+def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
+    """Length of a saved tensor's axis; None where it is missing, which strict loading reports."""
+    return state[name].shape[axis] if name in state and state[name].ndim > axis else None
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:

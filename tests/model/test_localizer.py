@@ -1,0 +1,90 @@
+"""The localizer draws at the input's resolution, from one pass for all prompts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlm3d.config import LocalizerConfig, load_config
+from vlm3d.model.attention_unet import scale_channels, scale_strides
+from vlm3d.model.localization_module import LesionLocalizationModule
+
+CONFIG = LocalizerConfig(
+    base_channels=8,
+    bottleneck_channels=16,
+    denoiser_depth=1,
+    denoiser_heads=2,
+    text_dim=16,
+    num_lesion_diseases=5,
+)
+
+
+def build(lesions: int = 5) -> LesionLocalizationModule:
+    torch.manual_seed(0)
+    module = LesionLocalizationModule(CONFIG.model_copy(update={"num_lesion_diseases": lesions}), 32, 24)
+    torch.nn.init.normal_(module.text_embedder.prompt_embedding)
+    return module
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (8, 32, 32), (11, 40, 23)])
+def test_masks_have_the_inputs_resolution_on_any_grid(shape: tuple[int, int, int]) -> None:
+    grid = tuple(-(-n // p) for n, p in zip(shape, (4, 16, 16), strict=True))
+    patches = torch.randn(1, grid[0] * grid[1] * grid[2], 32)
+    output = build()(torch.randn(1, 1, *shape), patches, grid)
+    assert output.mask_logits_BLDHW.shape == (1, 5, *shape)
+    assert len(output.coarser_logits) == 2
+
+
+def test_masks_depend_on_image_patches_and_text() -> None:
+    module = build().eval()
+    volume, patches = torch.randn(1, 1, 8, 32, 32), torch.randn(1, 8, 32)
+    base = module(volume, patches, (2, 2, 2)).mask_logits_BLDHW
+    assert not torch.allclose(base, module(volume.flip(-1), patches, (2, 2, 2)).mask_logits_BLDHW, atol=1e-4)
+    assert not torch.allclose(base, module(volume, -patches, (2, 2, 2)).mask_logits_BLDHW, atol=1e-4)
+    module.text_embedder.prompt_embedding[2] *= -1
+    changed = module(volume, patches, (2, 2, 2)).mask_logits_BLDHW
+    assert not torch.allclose(base[:, 2], changed[:, 2], atol=1e-4)
+
+
+def test_a_single_voxel_can_be_told_apart() -> None:
+    """A nodule smaller than a patch changes the mask where it lies more than far away."""
+    module = build().eval()
+    volume, patches = torch.zeros(1, 1, 8, 64, 64), torch.zeros(1, 32, 32)
+    before = module(volume, patches, (2, 4, 4)).mask_logits_BLDHW
+    volume[..., 4, 20, 20] = 1.0
+    change = (module(volume, patches, (2, 4, 4)).mask_logits_BLDHW - before).abs().amax(dim=1)[0]
+    assert change[4, 20, 20] > 5 * change[:, 40:, 40:].mean()
+
+
+def test_more_prompts_add_parameters_nowhere() -> None:
+    count = [sum(p.numel() for p in build(lesions).parameters()) for lesions in (5, 18)]
+    assert count[0] == count[1]
+    assert (
+        build(18)(torch.randn(1, 1, 4, 16, 16), torch.randn(1, 1, 32), (1, 1, 1)).mask_logits_BLDHW.shape[1]
+        == 18
+    )
+
+
+def test_a_batch_of_one_trains() -> None:
+    module = build().train()
+    output = module(torch.randn(1, 1, 4, 16, 16), torch.randn(1, 1, 32), (1, 1, 1))
+    output.mask_logits_BLDHW.sum().backward()
+    assert module.unet.stem.conv.weight.grad.abs().sum() > 0
+
+
+def test_strides_multiply_to_the_patch() -> None:
+    assert scale_strides((4, 16, 16)) == [(1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)]
+    for patch in ((4, 8, 8), (8, 8, 8), (2, 16, 8)):
+        steps = scale_strides(patch)
+        assert tuple(torch.tensor(steps).prod(dim=0).tolist()) == patch
+    with pytest.raises(ValueError, match="powers of two"):
+        scale_strides((3, 16, 16))
+    assert scale_channels(64, 448, 5) == [16, 32, 64, 128, 448]
+
+
+def test_the_large_localizer_has_45_million_parameters() -> None:
+    config = load_config("large").model
+    with torch.device("meta"):
+        module = LesionLocalizationModule(config.localizer, config.vision.embed_dim, 768)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    assert abs(count / 45e6 - 1) < 0.10

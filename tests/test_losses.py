@@ -1,0 +1,151 @@
+"""Losses against their formulas, with labels missing, and the ways to weigh them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlm3d.losses import (
+    GradNorm,
+    MultiTaskLoss,
+    TaskSampler,
+    classification_loss,
+    dice_bce_loss,
+    scale_consistency_loss,
+    stack_lesion_masks,
+    text_alignment_loss,
+)
+
+
+def test_classification_is_bce_over_known_labels() -> None:
+    logits = torch.tensor([[0.5, -1.0, 2.0], [0.1, 0.2, -0.3]])
+    labels = torch.tensor([[1.0, 0.0, math.nan], [math.nan, 1.0, 0.0]])
+    terms = [
+        F.binary_cross_entropy_with_logits(logits[i, j], labels[i, j]) for i, j in ((0, 0), (0, 1), (1, 1), (1, 2))
+    ]
+    assert torch.allclose(classification_loss(logits, labels), torch.stack(terms).mean())
+
+
+def test_unknown_labels_get_no_gradient_and_no_labels_give_zero() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    labels = torch.full((2, 3), math.nan)
+    labels[0, 0] = 1
+    classification_loss(logits, labels).backward()
+    assert torch.count_nonzero(logits.grad) == 1
+    assert classification_loss(logits, torch.full((2, 3), math.nan)).item() == 0.0
+
+
+def test_focal_and_class_weights() -> None:
+    logits, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]])
+    p = logits.sigmoid()
+    expected = (torch.tensor([3.0, 0.5]) * -((1 - p) ** 2) * p.log()).mean()
+    found = classification_loss(logits, labels, focal_gamma=2.0, class_weights_K=torch.tensor([3.0, 0.5]))
+    assert torch.allclose(found, expected)
+
+
+def test_dice_bce_counts_known_pairs_only() -> None:
+    logits, target = torch.randn(2, 2, 2, 3, 3), torch.randint(0, 2, (2, 2, 2, 3, 3))
+    known = torch.tensor([[True, False], [False, True]])
+    terms = []
+    for i, j in ((0, 0), (1, 1)):
+        p, t = logits[i, j].sigmoid(), target[i, j].float()
+        dice = (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        terms.append(1 - dice + F.binary_cross_entropy(p, t))
+    assert torch.allclose(dice_bce_loss(logits, target, known), torch.stack(terms).mean(), atol=1e-6)
+    perfect = torch.where(target.bool(), 50.0, -50.0)
+    assert dice_bce_loss(perfect, target, torch.ones(2, 2, dtype=torch.bool)).item() < 1e-5
+
+
+def test_alignment_rewards_the_right_prompt() -> None:
+    target = torch.zeros(1, 2, 2, 4, 4)
+    target[0, 0, :, :2] = 1
+    right = torch.zeros(1, 2, 1, 2, 2)
+    right[0, 0, :, 0] = 1.0
+    wrong = right.flip(1)
+    known = torch.ones(1, 2, dtype=torch.bool)
+    assert text_alignment_loss(right, target, known) < text_alignment_loss(wrong, target, known)
+    assert text_alignment_loss(right, torch.zeros_like(target), known).item() == 0.0
+
+
+def test_consistency_is_zero_for_equal_scales() -> None:
+    full = torch.full((1, 1, 4, 4, 4), 0.7)
+    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), 0.7)]).item() < 1e-12
+    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), -3.0)]).item() > 0.1
+    assert scale_consistency_loss(full, []).item() == 0.0
+
+
+def test_masks_by_name_keep_their_place() -> None:
+    nodule = torch.ones(2, 2, 2, 2)
+    effusion = torch.zeros(2, 2, 2, 2)
+    effusion[1] = -1
+    masks, known = stack_lesion_masks({"lung_nodule": nodule, "pleural_effusion": effusion}, 5)
+    assert masks[:, 4].eq(1).all()
+    assert known.tolist() == [[False, True, False, False, True], [False, False, False, False, True]]
+    assert masks.min() >= 0
+    with pytest.raises(ValueError, match="tumor"):
+        stack_lesion_masks({"tumor": nodule}, 5)
+
+
+def outputs_and_batch() -> tuple[dict, dict, torch.Tensor]:
+    torch.manual_seed(0)
+    shared = torch.randn(4, requires_grad=True)
+    outputs = {
+        "classification": {"logits": shared[:2, None] * torch.ones(2, 18)},
+        "localization": {"mask_logits": shared.sum() * torch.ones(1, 5, 2, 2, 2), "coarser_logits": []},
+        "generation": {"loss": shared.square().sum()},
+    }
+    batch = {"disease_labels": torch.ones(2, 18), "lesion_masks": torch.ones(1, 5, 2, 2, 2)}
+    return outputs, batch, shared
+
+
+def test_fixed_weights() -> None:
+    outputs, batch, _ = outputs_and_batch()
+    losses = MultiTaskLoss(3.0, 0.5, 0.0)(outputs, batch)
+    assert torch.allclose(losses["total"], 3 * losses["classification"] + 0.5 * losses["localization"])
+
+
+def test_tasks_without_labels_are_left_out() -> None:
+    outputs, batch, _ = outputs_and_batch()
+    losses = MultiTaskLoss()(outputs, {"disease_labels": batch["disease_labels"]})
+    assert set(losses) == {"total", "classification", "generation"}
+    with pytest.raises(ValueError, match="no task"):
+        MultiTaskLoss()({}, batch)
+
+
+def test_uncertainty_weighting_learns() -> None:
+    outputs, batch, _ = outputs_and_batch()
+    loss = MultiTaskLoss(balancing="uncertainty")
+    losses = loss(outputs, batch)
+    s = loss.log_variance
+    expected = sum(
+        torch.exp(-s[i]) * losses[task] + s[i]
+        for i, task in enumerate(("classification", "localization", "generation"))
+    )
+    assert torch.allclose(losses["total"], expected)
+    losses["total"].backward()
+    assert torch.count_nonzero(s.grad) == 3
+
+
+def test_gradnorm_raises_the_weak_task_and_keeps_the_sum() -> None:
+    shared = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    norm = GradNorm(torch.ones(3), alpha=0.0)
+    for _ in range(20):
+        losses = {"classification": 0.01 * shared.sum(), "localization": 10 * shared.sum()}
+        weights = norm.update(losses, [shared])
+    assert weights["classification"] > 1 > weights["localization"]
+    assert math.isclose(weights["classification"] + weights["localization"], 2.0, rel_tol=1e-5)
+    assert weights["generation"] == 1.0
+
+
+def test_task_sampler_is_reproducible_and_never_empty() -> None:
+    draws = [TaskSampler({"classification": 0.9, "generation": 0.2}, seed=4) for _ in range(2)]
+    sequences = [[sampler.sample() for _ in range(200)] for sampler in draws]
+    assert sequences[0] == sequences[1]
+    assert all(sequences[0])
+    share = sum("generation" in tasks for tasks in sequences[0]) / 200
+    assert 0.1 < share < 0.35
+    with pytest.raises(ValueError, match="probabilities"):
+        TaskSampler({"detection": 1.0})
