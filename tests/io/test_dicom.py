@@ -85,7 +85,7 @@ def test_files_without_preamble(tmp_path: Path) -> None:
     for path in folder.iterdir():
         dataset = pydicom.dcmread(path)
         meta = dataset.file_meta
-        del dataset.file_meta
+        del dataset.file_meta, dataset.preamble
         assert meta.TransferSyntaxUID.is_little_endian
         dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False, overwrite=True)
         assert path.read_bytes()[:2] == b"\x08\x00"
@@ -181,7 +181,7 @@ def test_few_missing_slices_are_interpolated_with_a_note(tmp_path: Path, missing
 
 @pytest.mark.parametrize("missing", [(5, 6, 7), (2, 4, 6, 8, 12)])
 def test_many_missing_slices_are_refused(tmp_path: Path, missing: tuple[int, ...]) -> None:
-    with pytest.raises(SeriesError, match="lacks"):
+    with pytest.raises(SeriesError, match="lacks|uneven"):
         read_volume(write_dicom(tmp_path / "s", CHEST, AFFINE, change=without(*missing)))
 
 
