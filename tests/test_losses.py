@@ -24,7 +24,8 @@ def test_classification_is_bce_over_known_labels() -> None:
     logits = torch.tensor([[0.5, -1.0, 2.0], [0.1, 0.2, -0.3]])
     labels = torch.tensor([[1.0, 0.0, math.nan], [math.nan, 1.0, 0.0]])
     terms = [
-        F.binary_cross_entropy_with_logits(logits[i, j], labels[i, j]) for i, j in ((0, 0), (0, 1), (1, 1), (1, 2))
+        F.binary_cross_entropy_with_logits(logits[i, j], labels[i, j])
+        for i, j in ((0, 0), (0, 1), (1, 1), (1, 2))
     ]
     assert torch.allclose(classification_loss(logits, labels), torch.stack(terms).mean())
 

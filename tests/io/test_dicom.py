@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
-from scan_files import affine_of, canonical, set_pixels, small_chest, write_dicom
 
+from support.scan_files import affine_of, canonical, set_pixels, small_chest, write_dicom
 from vlm3d.errors import NotAChestCTError, SeriesError, UnreadableFileError
 from vlm3d.io import list_series, read_volume
 
@@ -181,7 +181,7 @@ def test_few_missing_slices_are_interpolated_with_a_note(tmp_path: Path, missing
 
 @pytest.mark.parametrize("missing", [(5, 6, 7), (2, 4, 6, 8, 12)])
 def test_many_missing_slices_are_refused(tmp_path: Path, missing: tuple[int, ...]) -> None:
-    with pytest.raises(SeriesError, match="lacks|uneven"):
+    with pytest.raises(SeriesError, match=r"lacks|uneven"):
         read_volume(write_dicom(tmp_path / "s", CHEST, AFFINE, change=without(*missing)))
 
 

@@ -8,8 +8,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scan_files import affine_of, canonical, small_chest, write_dicom, write_itk, write_nifti, write_npz
 
+from support.scan_files import (
+    affine_of,
+    canonical,
+    small_chest,
+    write_dicom,
+    write_itk,
+    write_nifti,
+    write_npz,
+)
 from vlm3d.errors import MaskError, NotAChestCTError, SeriesError
 from vlm3d.io import list_series, read_mask, read_npz_case, read_volume, write_nifti_mask
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_files import (
+
+from support.scan_files import (
     affine_of,
     canonical,
     reoriented,
@@ -20,7 +21,6 @@ from scan_files import (
     write_itk,
     write_nifti,
 )
-
 from vlm3d.io import read_mask, read_volume, write_nifti_mask
 
 CHEST = small_chest((10, 36, 40))

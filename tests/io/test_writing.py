@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scan_files import affine_of
 
+from support.scan_files import affine_of
 from vlm3d.errors import OutputError
 from vlm3d.io import atomic_writer, write_atomically, write_nifti_mask
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.small_models import small_config, small_language_model, small_model, small_text_encoder
 from safetensors.torch import load_file, save_file
 
 import vlm3d
+from support.small_models import small_config, small_language_model, small_model, small_text_encoder
 from vlm3d import MultiTaskLoss, VLM3DMultiTask, load_config
 from vlm3d.errors import CheckpointError, OutputError
 from vlm3d.labels import LESION_KEYS
