@@ -20,7 +20,6 @@ from vlm3d.inference.pipeline import Pipeline
 from vlm3d.inference.prediction import Prediction
 from vlm3d.labels import LESION_KEYS
 
-
 FAST = ("--no-report", "--anatomy", "none")
 
 

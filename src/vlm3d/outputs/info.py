@@ -1,0 +1,105 @@
+"""What `vlm3d info` prints: labels, regions, formats, this machine, and each size's parameters and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+
+from vlm3d.anatomy.regions import REGIONS
+from vlm3d.config import SHIPPED_CONFIGS, load_config
+from vlm3d.labels import DISEASE_NAMES, LESIONS
+
+FORMATS = (
+    "NIfTI (.nii .nii.gz .hdr/.img)",
+    "DICOM (a folder, nested folders, one file of a series, a zip; JPEG 2000, JPEG-LS, RLE)",
+    "MetaImage (.mha .mhd)",
+    "NRRD (.nrrd .nhdr)",
+    "MedSAM2-style NPZ (imgs, gts, spacing, window)",
+)
+
+PLAN_MILLIONS = {
+    "3D vision encoder": 88,
+    "classifier": 1,
+    "localizer: denoising transformer": 25,
+    "localizer: attention U-Net": 20,
+    "vision projector": 256,
+    "language model (frozen)": 70_000,
+    "LoRA adapters": 69,
+}
+"""The figures that the project's plan gives for the large size, in millions: plans, not counts."""
+
+
+def info_text(configs: Sequence[str] | None = None) -> str:
+    """The whole text; only the named configurations' tables if there are names."""
+    if configs:
+        return "\n\n".join(size_table(name) for name in configs)
+    blocks = [
+        _numbered("Diseases (CT-RATE's names and order)", DISEASE_NAMES),
+        _numbered("Lesions with masks", [f"{lesion.name} ({lesion.key})" for lesion in LESIONS]),
+        _numbered("Anatomical regions (0 is background)", [region.name for region in REGIONS]),
+        "Formats\n" + "\n".join(f"  {line}" for line in FORMATS),
+        "Environment\n" + "\n".join(f"  {name:13} {value}" for name, value in environment().items()),
+        *(size_table(name) for name in SHIPPED_CONFIGS),
+    ]
+    return "\n\n".join(blocks)
+
+
+def environment() -> dict[str, str]:
+    """Versions and the machine, nothing about its user."""
+    import torch
+    import transformers
+
+    from vlm3d import __version__
+
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    facts = {
+        "vlm3d": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": f"{os.cpu_count()}, {torch.get_num_threads()} torch threads",
+        "CUDA GPU": cuda,
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    return facts
+
+
+def size_table(name: str) -> str:
+    """Parameters and memory a part for one configuration, counted on the meta device."""
+    from vlm3d.model.multi_task_model import VLM3DMultiTask
+
+    config = load_config(name)
+    model = VLM3DMultiTask(config, load_text=False, device="meta")
+    planned = PLAN_MILLIONS if config.name == "large" else {}
+    four_bit = config.model.report.load_in_4bit
+    head = f"Size '{config.name}': {config.model.report.llm_name}"
+    columns = f"  {'part':36}{'parameters':>14}{'trainable':>14}{'weights':>12}" + (
+        f"{'in the plan':>14}" if planned else ""
+    )
+    lines = [head, columns]
+    total, trainable, weights_mb = 0, 0, 0.0
+    for part in model.count_parameters():
+        bytes_each = 0.5 if four_bit and part.name == "language model (frozen)" else 2
+        part_mb = part.parameters * bytes_each / 1e6
+        line = f"  {part.name:36}{part.parameters:14,}{part.trainable:14,}{part_mb:9,.0f} MB"
+        if part.name in planned:
+            line += f"{planned[part.name]:11,} M"
+        lines.append(line)
+        total, trainable, weights_mb = (
+            total + part.parameters,
+            trainable + part.trainable,
+            weights_mb + part_mb,
+        )
+    lines.append(f"  {'total':36}{total:14,}{trainable:14,}{weights_mb:9,.0f} MB")
+    note = (
+        "language model in NF4 (0.5 byte a weight, scales not counted), the rest" if four_bit else "weights"
+    )
+    lines.append(f"  {note} in 16 bit; the frozen text encoder is needed in training only")
+    return "\n".join(lines)
+
+
+def _numbered(title: str, names: Sequence[str]) -> str:
+    return title + "\n" + "\n".join(f"  {number:2} {name}" for number, name in enumerate(names, start=1))

@@ -1,0 +1,180 @@
+"""Phantoms are reproducible, and image, masks, labels, truth and report agree."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from support.phantoms import COARSE_MM, coarse_phantom
+from vlm3d.anatomy.regions import LEFT_LUNG_IDS, LUNG_IDS, REGION_BY_ID, REGION_IDS, RIGHT_LUNG_IDS
+from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom
+from vlm3d.datasets.phantom.writing import write_phantom
+from vlm3d.errors import OutputError
+from vlm3d.io import read_mask, read_volume
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, LESIONS
+
+WORDS = {
+    "Medical material": "medical material",
+    "Arterial wall calcification": "calcification",
+    "Cardiomegaly": ("heart is enlarged", "cardiomegaly"),
+    "Pericardial effusion": "pericardial effusion",
+    "Coronary artery wall calcification": "coronary",
+    "Hiatal hernia": "hernia",
+    "Lymphadenopathy": ("lymph nodes", "lymphadenopathy"),
+    "Emphysema": "emphysema",
+    "Atelectasis": "atelectasis",
+    "Lung nodule": "nodule",
+    "Lung opacity": "ground-glass",
+    "Pulmonary fibrotic sequela": "fibrotic",
+    "Pleural effusion": "pleural effusion",
+    "Mosaic attenuation pattern": "mosaic",
+    "Peribronchial thickening": "peribronchial",
+    "Consolidation": "consolidation",
+    "Bronchiectasis": "bronchiectasis",
+    "Interlobular septal thickening": "interlobular",
+}
+
+
+def digest(phantom: Phantom) -> str:
+    parts = [phantom.volume.voxels_DHW, phantom.regions.labels_DHW, *phantom.lesion_masks.values()]
+    found = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+    found.update(phantom.report.text.encode())
+    return found.hexdigest()
+
+
+def test_a_seed_is_a_phantom_in_every_process() -> None:
+    code = (
+        "import hashlib, sys; from vlm3d.datasets.phantom import generate_phantom; "
+        "p = generate_phantom(5, spacing_mm=(8, 6, 6)); print(hashlib.sha256(p.volume.voxels_DHW.tobytes()).hexdigest())"
+    )
+    phantom = generate_phantom(5, spacing_mm=(8, 6, 6))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == hashlib.sha256(phantom.volume.voxels_DHW.tobytes()).hexdigest()
+    assert digest(generate_phantom(5, spacing_mm=(8, 6, 6))) == digest(phantom)
+    assert digest(generate_phantom(6, spacing_mm=(8, 6, 6))) != digest(phantom)
+
+
+@pytest.mark.parametrize("name", DISEASE_NAMES)
+def test_each_finding_alone(name: str) -> None:
+    phantom = generate_phantom(11, spacing_mm=COARSE_MM, findings={name: 0.9})
+    painted = {item.finding for item in phantom.truth}
+    assert painted == {name}
+    labeled = {disease for disease, value in zip(DISEASE_NAMES, phantom.disease_labels, strict=True) if value}
+    assert name in labeled
+    assert labeled <= {name, "Lung opacity"}
+    words = WORDS[name] if isinstance(WORDS[name], tuple) else (WORDS[name],)
+    said = phantom.report.text.lower()
+    assert any(word in said and f"no {word}" not in said for word in words)
+    own = {lesion.key for lesion in LESIONS if lesion.disease == name}
+    for key, mask in phantom.lesion_masks.items():
+        assert mask.any() == (key in own), key
+
+
+def test_no_findings_means_a_normal_report() -> None:
+    phantom = generate_phantom(2, spacing_mm=COARSE_MM, findings={})
+    assert not phantom.truth
+    assert phantom.disease_labels.sum() == 0
+    assert not any(mask.any() for mask in phantom.lesion_masks.values())
+    assert phantom.report.impression in ("No abnormality of the chest.", "Normal chest CT.")
+
+
+def test_masks_match_what_was_painted() -> None:
+    """Air-filled lung became denser under a nodule than without it, and nothing changed far away."""
+    with_nodule = generate_phantom(
+        3, spacing_mm=COARSE_MM, findings={"Lung nodule": FindingSpec(0.9, size_mm=28, count=1, kind="solid")}
+    )
+    without = generate_phantom(3, spacing_mm=COARSE_MM, findings={})
+    mask = with_nodule.lesion_masks["lung_nodule"]
+    difference = with_nodule.volume.voxels_DHW.astype(int) - without.volume.voxels_DHW
+    assert np.median(difference[mask]) > 300
+    assert abs(np.median(difference[~mask])) < 1
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_sides_agree(side: str) -> None:
+    findings = {"Lung nodule": FindingSpec(0.9, side=side), "Pleural effusion": FindingSpec(0.8, side=side)}
+    phantom = generate_phantom(4, spacing_mm=COARSE_MM, findings=findings)
+    middle = np.nonzero(phantom.regions.labels_DHW == REGION_IDS["spine"])[2].mean()
+    for key in ("lung_nodule", "pleural_effusion"):
+        center = np.nonzero(phantom.lesion_masks[key])[2].mean()
+        assert (center < middle) == (side == "right"), key
+    for item in phantom.truth:
+        assert item.side == side
+        assert REGION_BY_ID[REGION_IDS[item.region]].side == side
+    assert side in phantom.report.text
+    assert ("left" if side == "right" else "right") not in phantom.report.text
+
+
+def test_densities_are_those_of_tissue() -> None:
+    phantom = generate_phantom(2, spacing_mm=(3.0, 3.0, 3.0), findings={})
+    hu, ids = phantom.volume.voxels_DHW, phantom.regions.labels_DHW
+    for keys, low, high in (
+        ([REGION_BY_ID[i].key for i in LUNG_IDS], -950, -700),
+        (["airways"], -1010, -500),
+        (["liver"], 20, 180),
+        (["spine"], 60, 600),
+        (["heart"], 10, 400),
+    ):
+        middle = np.median(hu[np.isin(ids, [REGION_IDS[key] for key in keys])])
+        assert low < middle < high, keys
+    assert hu.dtype == np.int16
+    assert hu.min() >= -1024
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 3.0, 3.0), (2.5, 4.0, 4.0), (10.0, 2.5, 5.0)])
+def test_any_spacing(spacing: tuple[float, float, float]) -> None:
+    phantom = generate_phantom(9, spacing_mm=spacing)
+    assert phantom.volume.spacing_mm == pytest.approx(spacing, rel=1e-3)
+    ids = phantom.regions.labels_DHW
+    for lung in (RIGHT_LUNG_IDS, LEFT_LUNG_IDS):
+        liters = np.isin(ids, lung).sum() * np.prod(spacing) / 1e6
+        assert 0.8 < liters < 4.5
+
+
+def test_all_regions_are_in_view() -> None:
+    ids = np.unique(coarse_phantom().regions.labels_DHW)
+    missing = {REGION_BY_ID[i].key for i in range(1, 21)} - {REGION_BY_ID[i].key for i in ids if i}
+    assert missing == set()
+
+
+def test_a_cohort_has_every_finding_at_a_plausible_rate() -> None:
+    from vlm3d.datasets.phantom.cohort import sample_findings
+
+    rng = np.random.default_rng(0)
+    draws = [sample_findings(rng) for _ in range(400)]
+    share = {name: np.mean([name in draw for draw in draws]) for name in DISEASE_NAMES}
+    assert all(0.05 < value < 0.6 for value in share.values()), share
+    both = np.mean(["Cardiomegaly" in d and "Pleural effusion" in d for d in draws])
+    assert both > share["Cardiomegaly"] * share["Pleural effusion"]
+
+
+def test_wrong_wishes_are_refused() -> None:
+    with pytest.raises(ValueError, match="Pneumonia"):
+        generate_phantom(0, findings={"Pneumonia": 1.0})
+    with pytest.raises(ValueError, match="severity"):
+        generate_phantom(0, findings={"Emphysema": 2.0})
+    with pytest.raises(ValueError, match="spacing_mm"):
+        generate_phantom(0, spacing_mm=(0.0, 1.0, 1.0))
+
+
+def test_on_disk_it_reads_back(tmp_path: Path) -> None:
+    phantom = coarse_phantom()
+    folder = write_phantom(phantom, tmp_path / "p")
+    volume = read_volume(folder / "ct.nii.gz")
+    image = nib.load(folder / "ct.nii.gz")
+    corner = np.array([3, 5, 7])
+    assert image.dataobj[7, 5, 3] == phantom.volume.voxels_DHW[3, 5, 7]
+    np.testing.assert_allclose(image.affine @ [7, 5, 3, 1], phantom.volume.affine @ [*corner, 1], atol=1e-3)
+    assert volume.voxels_DHW.size == phantom.volume.voxels_DHW.size
+    regions = read_mask(folder / "regions.nii.gz")
+    assert np.array_equal(np.unique(regions.labels_DHW), np.unique(phantom.regions.labels_DHW))
+    written = {path.name.split(".")[0] for path in (folder / "masks").iterdir()}
+    assert written == {key for key in LESION_KEYS if phantom.lesion_masks[key].any()}
+    with pytest.raises(OutputError, match="exists"):
+        write_phantom(phantom, folder)
