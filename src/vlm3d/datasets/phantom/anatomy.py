@@ -88,13 +88,13 @@ def _paint_lung_trees(canvas: Canvas, patient: Patient, rng: np.random.Generator
         others = sample_in_region(canvas.frame, canvas.regions_DHW, region, draw, spacing_mm=12.0)
         if min(len(points), len(others)) < 4:
             continue
-        leaf = 0.46 * patient.vessel_scale
-        tree = grow(points, root, heading, draw, leaf_radius_mm=leaf, region=region)
-        bronchi.append(tree.with_radius(tree.radius_N2 * draw.normal(0.84, 0.03)))
+        leaf = 0.55 * patient.vessel_scale
+        tree = grow(points, root, heading, draw, leaf_radius_mm=leaf, exponent=2.95, region=region)
+        bronchi.append(tree.with_radius(tree.radius_N2 * draw.normal(0.8, 0.03)))
         outward = -0.6 if REGION_BY_ID[region].side == "right" else 0.6
         arteries.append(beside(tree, 0.6, [0.7, -0.4, outward]))
         veins.append(
-            grow(others, vein_root, heading, draw, leaf_radius_mm=0.5 * patient.vessel_scale, region=region)
+            grow(others, vein_root, heading, draw, leaf_radius_mm=0.58 * patient.vessel_scale, region=region)
         )
     if not bronchi:
         empty = Tubes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def generate_phantom(
     specs = sample_findings(case_rng) if findings is None else as_specs(findings)
     enlarged = specs.get("Cardiomegaly")
     patient = sample_patient(
-        case_rng, heart_scale=None if enlarged is None else 1.2 + 0.25 * enlarged.severity
+        case_rng, heart_scale=None if enlarged is None else 1.14 + 0.22 * enlarged.severity
     )
     scanner_rng = np.random.default_rng(for_scanner)
     scanner = sample_scanner(scanner_rng, BODY_WIDTH_MM * patient.scale_zyx[2])
@@ -91,11 +91,12 @@ def generate_phantom(
         pieces.update({"Cardiomegaly": heart_size(canvas)})
     paint_table(canvas, scanner, _back_mm(canvas))
     voxels_DHW = scan(canvas, scanner, scanner_rng)
+    masks = _lesion_masks(pieces, canvas.frame.shape_DHW)
+    pieces = {name: _still_visible(painted, masks) for name, painted in pieces.items()}
     truth = [
         measure(canvas, landmarks, piece, specs[name].severity)
         for name in DISEASE_NAMES
         for piece in pieces.get(name, [])
-        if piece.mask.any()
     ]
     labeled = names(truth) | {FOLLOWS[name] for name in names(truth) if name in FOLLOWS}
     affine = _affine(frame)
@@ -103,7 +104,7 @@ def generate_phantom(
         seed=seed,
         volume=Volume(voxels_DHW, affine, source=f"phantom seed {seed}", acquisition={"modality": "CT"}),
         regions=RegionMap(canvas.regions_DHW, affine, "phantom"),
-        lesion_masks=_lesion_masks(pieces, canvas.frame.shape_DHW),
+        lesion_masks=masks,
         disease_labels=np.array([name in labeled for name in DISEASE_NAMES], np.float32),
         truth=truth,
         report=write_report(
@@ -157,6 +158,15 @@ def _lesion_masks(
     masks["consolidation"] &= ~masks["pleural_effusion"]
     masks["lung_nodule"] &= ~(masks["consolidation"] | masks["pleural_effusion"])
     return masks
+
+
+def _still_visible(painted: list[Painted], masks: Mapping[str, NDArray[np.bool_]]) -> list[Painted]:
+    """The pieces that later findings left to be seen, each with what is left of its mask."""
+    left = [
+        piece if piece.lesion is None else replace(piece, mask=piece.mask & masks[piece.lesion][piece.index])
+        for piece in painted
+    ]
+    return [piece for piece in left if piece.mask.any()]
 
 
 def _back_mm(canvas: Canvas) -> float:

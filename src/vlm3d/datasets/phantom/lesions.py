@@ -210,13 +210,12 @@ def paint_consolidation(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list
     painted = []
     for region in dict.fromkeys(choose_lobes(canvas, rng, spec, count, lower=0.5)):
         radius = (spec.size_mm or 2 * (16 + 30 * spec.severity * rng.uniform(0.6, 1.2))) / 2
-        patch = lobe_patch(canvas, rng, region, radius, rough=0.22, edge_mm=3.0)
+        patch = lobe_patch(canvas, rng, region, radius, rough=0.18, edge_mm=3.0)
         if patch is None or not (patch[1] > 0.5).any():
             continue
         box, alpha = patch
         density = rng.uniform(25, 50) + 8.0 * smooth_noise(canvas.frame, box, 6, rng)
-        keep_air = np.clip((canvas.hu_DHW[box.index] + 990.0) / 70.0, 0, 1)
-        canvas.blend(box.index, alpha * keep_air, density.astype(np.float32))
+        canvas.blend(box.index, alpha, density.astype(np.float32))
         _air_bronchograms(canvas, box, alpha, region)
         painted.append(
             Painted(
@@ -229,8 +228,8 @@ def paint_consolidation(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list
 def _air_bronchograms(canvas: Canvas, box: Box, alpha: Array, region: int) -> None:
     if canvas.airways is None:
         return
-    tubes = canvas.airways.pick((canvas.airways.region_N == region) & (canvas.airways.radius_N2[:, 1] > 0.75))
-    covered = tube_coverage(canvas.frame, tubes.with_radius(np.maximum(tubes.radius_N2, 1.0)))
+    tubes = canvas.airways.pick((canvas.airways.region_N == region) & (canvas.airways.radius_N2[:, 1] > 0.95))
+    covered = tube_coverage(canvas.frame, tubes.with_radius(np.minimum(tubes.radius_N2, 2.2)))
     if covered is None:
         return
     air = np.zeros(canvas.frame.shape_DHW, np.float32)
@@ -299,7 +298,7 @@ def _distance_to_wall(space: NDArray[np.bool_], step_mm: NDArray[np.float64]) ->
 def paint_pericardial_effusion(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painted]:
     """Pericardial effusion: a shell of fluid around the heart, deepest behind and below the left ventricle."""
     heart = canvas.regions_DHW == REGION_IDS["heart"]
-    depth_mm = spec.size_mm or 6.0 + 20.0 * spec.severity
+    depth_mm = spec.size_mm or 5.0 + 17.0 * spec.severity
     margin = int(np.ceil((depth_mm + 8.0) / canvas.frame.step_mm.min()))
     index = bounds(heart, margin)
     if index is None:

@@ -105,13 +105,13 @@ def paint_mosaic(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painte
         return []
     shade, _ = _lobules(box, canvas.frame.step_mm, rng, size_mm=17.0)
     patch = smooth_noise(canvas.frame, box, 38.0, rng)
-    dark = (shade + 0.35 * patch) > 0.35
+    darkness = np.clip((shade + 0.35 * patch - 0.35) * 2.5 + 0.5, 0, 1)
     lungs = np.isin(canvas.regions_DHW[box.index], lobes)
     hu = canvas.hu_DHW[box.index]
     soft = np.clip((-450.0 - hu) / 250.0, 0, 1) * np.clip((hu + 985.0) / 40.0, 0, 1)
     depth = 45.0 + 55.0 * spec.severity
-    hu += lungs * soft * np.where(dark, np.float32(-0.6 * depth), np.float32(1.25 * depth))
-    return _whole_lungs(canvas, "Mosaic attenuation pattern", dark & lungs, box.index, "lobular")
+    hu += lungs * soft * np.float32(depth) * (1.25 - 1.85 * darkness)
+    return _whole_lungs(canvas, "Mosaic attenuation pattern", (darkness > 0.5) & lungs, box.index, "lobular")
 
 
 def _lobules(box: Box, step_mm: NDArray[np.float64], rng: RngType, size_mm: float) -> tuple[Array, Array]:
@@ -131,24 +131,19 @@ def _lobules(box: Box, step_mm: NDArray[np.float64], rng: RngType, size_mm: floa
     septum = (distance[:, 1] ** 2 - distance[:, 0] ** 2) / np.maximum(2 * between, 1e-6)
     shape = tuple(len(axis) for axis in axes)
     shade = _finer(shades[nearest[:, 0]].reshape(shape), stride, box.shape)
-    return shade, _finer(septum.astype(np.float32).reshape(shape), stride, box.shape, linear=True)
+    return shade, _finer(septum.astype(np.float32).reshape(shape), stride, box.shape)
 
 
-def _finer(
-    coarse: Array, stride: NDArray[np.intp], shape: tuple[int, int, int], linear: bool = False
-) -> Array:
+def _finer(coarse: Array, stride: NDArray[np.intp], shape: tuple[int, int, int]) -> Array:
+    """A field on every ``stride``-th voxel, interpolated to all of them."""
     for axis in range(3):
         if stride[axis] == 1:
             continue
         position = np.arange(shape[axis]) / stride[axis]
         low = np.minimum(position.astype(int), coarse.shape[axis] - 1)
-        if linear:
-            high = np.minimum(low + 1, coarse.shape[axis] - 1)
-            t = (position - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-            coarse = coarse.take(low, axis) * (1 - t) + coarse.take(high, axis) * t
-        else:
-            nearest = np.minimum(np.rint(position).astype(int), coarse.shape[axis] - 1)
-            coarse = coarse.take(nearest, axis)
+        high = np.minimum(low + 1, coarse.shape[axis] - 1)
+        t = (position - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        coarse = coarse.take(low, axis) * (1 - t) + coarse.take(high, axis) * t
     return coarse
 
 
@@ -164,19 +159,19 @@ def paint_septal_thickening(canvas: Canvas, rng: RngType, spec: FindingSpec) -> 
     depth = distance_transform_edt(
         lungs[:: stride[0], :: stride[1], :: stride[2]], sampling=stride * canvas.frame.step_mm
     )
-    depth = _finer(depth.astype(np.float32), stride, box.shape, linear=True)
+    depth = _finer(depth.astype(np.float32), stride, box.shape)
     height = (box.z - box.z.min()) / max(float(np.ptp(box.z)), 1.0)
     zone = np.clip((26.0 - depth) / 10.0, 0, 1) * np.clip(
         (0.45 + 0.45 * spec.severity - height) * 5.0, 0.0, 1
     )
     zone *= np.clip(smooth_noise(canvas.frame, box, 40, rng) * 0.8 + 0.7 + 0.5 * spec.severity, 0, 1)
-    half = 0.55 + 0.5 * spec.severity
+    half = 0.4 + 0.45 * spec.severity
     share = np.clip(1.0 - (septum - half) / canvas.frame.edge_mm, 0, 1) * min(
         1.0, 1.6 * half / canvas.frame.edge_mm
     )
     alpha = (share * zone * lungs).astype(np.float32)
     canvas.blend(box.index, alpha, np.maximum(canvas.hu_DHW[box.index], -60.0))
-    touched = (alpha > 0.25) & lungs
+    touched = (alpha > min(0.25, 0.5 * float(alpha.max()))) & lungs
     return _whole_lungs(canvas, "Interlobular septal thickening", touched, box.index, "reticular")
 
 

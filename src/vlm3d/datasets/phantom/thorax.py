@@ -174,7 +174,7 @@ def diaphragm_height(frame: Frame, patient: Patient) -> Array:
         v = (y + 4.0) / np.where(y > -4, 98.0, 84.0)
         radius = np.sqrt(u * u + v * v)
         fall = 62.0 + 24.0 * np.clip(v, -1, 1)
-        dome = top + more + patient.diaphragm_mm - fall * np.minimum(radius, 1.25) ** 2.5
+        dome = top + more + patient.diaphragm_mm - fall * np.minimum(radius, 1.25) ** 2.2
         height = np.maximum(height, dome.astype(np.float32))
     return height
 
