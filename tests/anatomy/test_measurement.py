@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlm3d.anatomy.measurement import bounding_box, find_landmarks, measure_lesion
+from vlm3d.anatomy.measurement import bounding_box, drop_small_pieces, find_landmarks, measure_lesion
 from vlm3d.anatomy.regions import REGION_IDS
+from vlm3d.anatomy.totalsegmentator import map_totalsegmentator
+from vlm3d.io import read_mask, read_volume
+from vlm3d.preprocessing.orientation import canonical_view, to_canonical
 
 
 def ball(
@@ -174,3 +178,33 @@ def test_a_mask_of_many_thousand_specks_is_measured_in_seconds() -> None:
     pieces = measure_lesion(mask, None, (1.5, 0.75, 0.75))
     assert len(pieces) > 8_000
     assert time.perf_counter() - start < 10
+
+
+def test_small_pieces_are_dropped_in_place() -> None:
+    mask = np.zeros((3, 6, 12), bool)
+    mask[1, 1:3, 1:3] = mask[1, 4, 8] = mask[2, 5, 9] = True
+    kept = mask.copy()
+    drop_small_pieces(mask, 1)
+    np.testing.assert_array_equal(mask, kept)
+    drop_small_pieces(mask, 2, connectivity=26)  # the two single voxels touch at a corner
+    np.testing.assert_array_equal(mask, kept)
+    drop_small_pieces(mask, 2, connectivity=6)
+    kept[:, :, 8:] = False
+    np.testing.assert_array_equal(mask, kept)
+    drop_small_pieces(mask, 5)
+    assert not mask.any()
+
+
+@pytest.mark.real_data
+def test_a_real_mass_is_found_in_its_lobe(real_data: Path) -> None:
+    scan = read_volume(real_data / "lidc0001" / "ct.nii.gz")
+    organs = read_mask(real_data / "lidc0001" / "organs.nii.gz")
+    classes = canonical_view(organs.labels_DHW, organs.affine)
+    regions = map_totalsegmentator(np.where(classes == 118, 117, classes))  # this file's costal cartilages
+    nodule = read_mask(real_data / "lidc0001" / "nodule.nii.gz")
+    spacing = to_canonical(scan).spacing_mm
+    mask = canonical_view(nodule.labels_DHW > 0, nodule.affine)
+    piece = measure_lesion(mask, regions, spacing)[0]
+    assert (piece.side, piece.region) == ("left", "left lower lobe")
+    assert piece.volume_ml == pytest.approx(8, abs=0.5)
+    assert 25 < piece.max_diameter_mm < 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vlm3d.anatomy.regions import REGION_IDS
-from vlm3d.config import PreprocessingConfig, config_from_dict
+from vlm3d.config import PreprocessingConfig, config_from_dict, load_config
 from vlm3d.errors import ConfigError, MaskError
+from vlm3d.io import read_mask, read_volume
 from vlm3d.preprocessing.geometry import ScanGeometry
+from vlm3d.preprocessing.orientation import canonical_view, from_canonical
 from vlm3d.preprocessing.preprocessor import PreparedScan, Preprocessor
 from vlm3d.volume import RegionMap, Volume, spacing_from_affine
 
@@ -404,3 +407,17 @@ def test_the_scan_is_left_as_it_was() -> None:
 def test_impossible_settings_are_refused(setting: str, value: tuple[float, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_from_dict({"preprocessing": {setting: value}}, "test")
+
+
+@pytest.mark.real_data
+def test_a_real_mass_survives_the_way_there_and_back(real_data: Path) -> None:
+    scan = read_volume(real_data / "lidc0001" / "ct.nii.gz")
+    nodule = read_mask(real_data / "lidc0001" / "nodule.nii.gz")
+    on_scan = from_canonical(canonical_view(nodule.labels_DHW > 0, nodule.affine), scan.affine)
+    marked = RegionMap(on_scan.astype(np.uint8) * np.uint8(REGION_IDS["heart"]), scan.affine)
+    for config, dice in ((PreprocessingConfig(), 0.95), (load_config("tiny").preprocessing, 0.85)):
+        preprocessor = Preprocessor(config)
+        prepared = preprocessor.apply(scan, marked)
+        assert prepared.regions_DHW is not None
+        back = preprocessor.invert_mask((prepared.regions_DHW > 0).astype(np.float32), prepared.geometry, 0.5)
+        assert 2 * (back & on_scan).sum() / (back.sum() + on_scan.sum()) > dice
