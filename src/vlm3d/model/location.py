@@ -66,7 +66,8 @@ def describe_findings(
     """
     present = set(positive_diseases)
     entries = []
-    for disease in (*DISEASE_NAMES, *sorted(present - set(DISEASE_NAMES))):
+    others = present | {lesion.disease for lesion in lesions}
+    for disease in (*DISEASE_NAMES, *sorted(others - set(DISEASE_NAMES))):
         own = [lesion for lesion in lesions if lesion.disease == disease and pieces_by_lesion.get(lesion.key)]
         if disease in present and disease not in {lesion.name for lesion in own}:
             entries.append(disease)

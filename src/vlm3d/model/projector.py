@@ -57,6 +57,8 @@ class ProjectorLayer(nn.Module):
         self.to_query = nn.Linear(dim, dim, bias=False)
         self.to_key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.to_output = nn.Linear(dim, dim)
+        for projection in (self.to_query, self.to_key_value):  # logits of spread 1 choose among many patches
+            nn.init.normal_(projection.weight, std=dim**-0.5)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim),
             nn.Linear(dim, round(dim * mlp_ratio)),
@@ -152,7 +154,7 @@ class VisionToLLMProjector(nn.Module):
             dim=1,
         )
         context = self.context_norm(context)
-        queries = self.queries.expand(len(global_BC), -1, -1)
+        queries = self.queries + context[:, :1]  # from the first step on, every token depends on the scan
         keep = None
         if region_BRC is not None and region_present_BR is not None:
             keep = torch.ones(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from vlm3d.model.report_sections import HEADING_PATTERN, HEADINGS, SEPARATOR, fo
 SECTION_SHARES = (0.65, 0.25, 0.10)
 """Of the token budget; what a section leaves over goes to the next."""
 
-_SENTENCE_ENDS = (".", "!", "?")
+_SENTENCE_END = re.compile(r"(?<!^\d)(?<!^\d\d)[.!?](?=\s|$)", re.MULTILINE)
 _LONGEST_STUTTER = 32
 
 
@@ -88,7 +89,8 @@ class ReportDecoder:
         for index, heading in enumerate(HEADINGS):
             text = heading if index == 0 else SEPARATOR + heading
             pending = torch.cat([pending, self._llm.embed_ids(self._llm.encode(text))[None]], dim=1)
-            allowed = max(1, round(budget * shares[index] / sum(shares[index:])))
+            after = len(HEADINGS) - 1 - index  # each section that follows needs a token
+            allowed = max(1, min(round(budget * shares[index] / sum(shares[index:])), budget - after))
             body, kept, bits, pending = self._write_section(pending, allowed)
             budget -= len(kept)
             bodies.append(body)
@@ -154,11 +156,12 @@ class ReportDecoder:
         banned = banned | set(repeating_tokens(tokens, self._settings.no_repeat_ngram))
         if banned:
             allowed_V[torch.tensor(sorted(banned), device=allowed_V.device)] = -math.inf
-        while True:
+        for _ in range(len(allowed_V)):
             token = self._sample(allowed_V)
             if self._leaves_text(tokens, token):
                 return token, float(-log_p_V[token] / math.log(2))
             allowed_V[token] = -math.inf
+        raise RuntimeError("no token of the language model begins a section's text")
 
     def _leaves_text(self, tokens: list[int], token: int) -> bool:
         """Whether the section holds text after this token; none may be empty."""
@@ -187,12 +190,12 @@ def ended(text: str) -> int | None:
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to its last complete sentence; the whole text where there is none."""
-    last = max(text.rfind(f"{end} ") for end in _SENTENCE_ENDS)
-    last = max(last, *(text.rfind(f"{end}\n") for end in _SENTENCE_ENDS))
-    if text.endswith(_SENTENCE_ENDS) or last < 0:
-        return text
-    return text[: last + 1]
+    """The text up to its last complete sentence; the whole text where there is none.
+
+    A number with a point ('3.') begins an item of a list and ends no sentence.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
 
 
 def repeating_tokens(tokens: list[int], ngram: int) -> Iterator[int]:

@@ -1,0 +1,116 @@
+"""Lesion locations as words and as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from support.small_models import small_config, small_language_model
+from vlm3d.anatomy.regions import REGION_IDS
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.location import LesionLocationInjector, describe_findings
+from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
+
+
+@dataclass
+class Piece:
+    side: str = "right"
+    region: str = "right upper lobe"
+    level: str = "upper"
+    volume_ml: float = 0.94
+    max_diameter_mm: float = 12.3
+
+
+def lungs() -> torch.Tensor:
+    """Regions (1, D, H, W): the patient's right lung at low w, upper lobes on top."""
+    regions = torch.zeros(1, 12, 8, 16, dtype=torch.uint8)
+    regions[:, :6, :, 1:7] = REGION_IDS["right_lower_lobe"]
+    regions[:, 6:, :, 1:7] = REGION_IDS["right_upper_lobe"]
+    regions[:, :6, :, 9:15] = REGION_IDS["left_lower_lobe"]
+    regions[:, 6:, :, 9:15] = REGION_IDS["left_upper_lobe"]
+    return regions
+
+
+def masks_with(key: str, *boxes: tuple[slice, slice, slice]) -> torch.Tensor:
+    masks = torch.zeros(1, len(LESION_KEYS), 12, 8, 16)
+    for box in boxes:
+        masks[(0, LESION_KEYS.index(key), *box)] = 1
+    return masks
+
+
+def test_findings_are_listed_in_the_labels_order_with_places() -> None:
+    text = describe_findings(
+        ["Pleural effusion", "Lung nodule", "Cardiomegaly", "Lung opacity"],
+        {
+            "lung_nodule": [Piece(), *[Piece(side="left", region="", volume_ml=31.7)] * 4],
+            "ground_glass_opacity": [Piece(region="liver", level="lower")],
+            "pericardial_effusion": [Piece(side="midline", region="heart", level="middle")],
+        },
+    )
+    assert text == (
+        "Cardiomegaly; "
+        "Pericardial effusion: heart, middle third, 12 mm, 0.9 ml; "
+        "Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml and left, upper third, 12 mm, 32 ml "
+        "and left, upper third, 12 mm, 32 ml and 2 more; "
+        "Lung opacity; Ground-glass opacity: right liver, lower third, 12 mm, 0.9 ml; "
+        "Pleural effusion"
+    )
+
+
+def test_masks_are_measured_into_words() -> None:
+    injector = LesionLocationInjector("text", 8, 8)
+    assert list(injector.parameters()) == []
+    box = (slice(1, 3), slice(2, 4), slice(10, 13))
+    probabilities = torch.zeros(1, 18)
+    probabilities[0, DISEASE_NAMES.index("Emphysema")] = 0.7
+    (text,) = injector.describe(probabilities, masks_with("lung_nodule", box), lungs(), (5.0, 2.0, 2.0))
+    assert text == "Emphysema; Lung nodule: left lower lobe, lower third, 6 mm, 0.2 ml"
+    mirrored = masks_with("lung_nodule", (box[0], box[1], slice(3, 6)))
+    assert "right lower lobe" in injector.describe(probabilities, mirrored, lungs(), (5.0, 2.0, 2.0))[0]
+    assert injector.describe(probabilities, disease_thresholds=0.8) == ["no abnormal finding"]
+
+
+def test_tokens_hold_the_features_under_the_mask_and_absence_has_its_own() -> None:
+    torch.manual_seed(0)
+    injector = LesionLocationInjector("embedding", 8, 16, output_rms=0.3)
+    grid, patches = (3, 2, 4), torch.randn(1, 24, 8, requires_grad=True)
+    masks = masks_with("lung_nodule", (slice(0, 4), slice(0, 4), slice(0, 4)))
+    tokens = injector.embed(patches, masks, grid)
+    assert tokens.shape == (1, 5, 16)
+    assert torch.allclose(tokens.square().mean(-1).sqrt(), torch.full((1, 5), 0.3), atol=1e-3)
+    tokens[0, LESION_KEYS.index("lung_nodule")].sum().backward()
+    touched = patches.grad[0].abs().sum(-1) > 0
+    assert touched.tolist() == [True] + [False] * 23
+    without = injector.embed(patches, torch.zeros_like(masks), grid)
+    assert torch.equal(without[0, :4], tokens[0, :4])
+    assert not torch.allclose(without[0, 4], tokens[0, 4], atol=1e-2)
+    with pytest.raises(ValueError, match="makes no embeddings"):
+        LesionLocationInjector("text", 8, 16).embed(patches, masks, grid)
+
+
+def test_both_strategies_together_train_every_parameter() -> None:
+    torch.manual_seed(0)
+    llm = small_language_model()
+    for parameter in llm.adapter_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    generator = ReportGenerator(llm, 32, small_config(location_strategy="both").model.report)
+    tokens, mask = generator.tokenize_reports(["Findings: A nodule."])
+    image = (torch.randn(1, 32), torch.randn(1, 20, 32), torch.randn(1, 24, 32))
+    found = LesionEvidence(
+        torch.zeros(1, 18), masks_with("lung_nodule", (slice(0, 4),) * 3), lungs(), (5.0, 2.0, 2.0), (3, 2, 4)
+    )
+    loss = generator(*image, tokens, mask, evidence=found)["loss"]
+    loss.backward()
+    silent = [name for name, p in generator.named_parameters() if p.requires_grad and not (p.grad != 0).any()]
+    assert silent == []
+    elsewhere = LesionEvidence(
+        torch.zeros(1, 18),
+        masks_with("lung_nodule", (slice(8, 12),) * 2 + (slice(12, 16),)),
+        lungs(),
+        grid=(3, 2, 4),
+    )
+    assert not torch.equal(loss, generator(*image, tokens, mask, evidence=elsewhere)["loss"])
+    with pytest.raises(ValueError, match="needs evidence"):
+        generator(*image, tokens, mask)
