@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import tempfile
 import zipfile
@@ -18,6 +19,7 @@ MAX_TOTAL_BYTES = 8 * 2**30
 MAX_RATIO = 200
 _RATIO_FREE_BYTES = 32 * 2**20
 _CHUNK_BYTES = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _LONGEST_NAME = 1024
 _LONGEST_PART = 200
 
@@ -42,9 +44,11 @@ def unpacked(path: Path) -> Iterator[Path]:
         except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise ArchiveError(f"{name} is a damaged zip: {reason(error)}. Copy it again.") from error
         except OSError as error:
-            raise ResourceError(
-                f"{name} cannot be unpacked to {folder}: {reason(error)}. Make room there."
-            ) from error
+            if error.errno in _NO_ROOM:
+                raise ResourceError(
+                    f"{name} cannot be unpacked to {folder}: {reason(error)}. Make room there."
+                ) from error
+            raise ArchiveError(f"{name} is a damaged zip: {reason(error)}. Copy it again.") from error
         yield Path(folder)
 
 
@@ -89,11 +93,11 @@ def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path,
     target = folder.joinpath(*PureWindowsPath(entry.filename).parts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sink = target.open("xb")
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        target.touch(exist_ok=False)
+    except (FileExistsError, NotADirectoryError) as error:
         raise ArchiveError(f"{name} holds two entries of one name. Unpack it and give the folder.") from error
     left = entry.file_size
-    with archive.open(entry) as source, sink:
+    with archive.open(entry) as source, target.open("wb") as sink:
         while chunk := source.read(_CHUNK_BYTES):
             left -= len(chunk)
             if left < 0:

@@ -11,7 +11,7 @@ from vlm3d.io.dicom_headers import Slice, read_headers, slices_of
 from vlm3d.io.dicom_pixels import decode_slices
 from vlm3d.io.dicom_series import Series, SeriesInfo, choose_series, group_series
 from vlm3d.io.geometry import normalize_affine
-from vlm3d.io.wording import reason, shown
+from vlm3d.io.wording import shown
 from vlm3d.volume import Volume
 
 
@@ -65,7 +65,7 @@ def _find(path: Path, name: str) -> tuple[list[Series], int]:
             own = slices_of(path)
         except Exception as error:  # pydicom raises a dozen kinds on hostile bytes
             raise UnreadableFileError(
-                f"{name} is a damaged DICOM file: {reason(error)}. Copy it again."
+                f"{name} is a damaged DICOM file (its header cannot be parsed). Copy it again."
             ) from error
         if own and own[0].frame is not None:
             return group_series(own), 0

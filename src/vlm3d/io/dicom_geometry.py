@@ -198,7 +198,7 @@ def _without_duplicates(
 def _even_grid(heights: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], int, list[str]]:
     """Positions in steps of an even grid, the number of its slices, and notes."""
     gaps = np.diff(heights)
-    step = float(np.median(gaps))
+    step = float(np.percentile(gaps, 50, method="lower"))  # a gap that is there, not a mean of two
     steps_in_gap = np.maximum(1, np.round(gaps / step)).astype(int)
     missing = int((steps_in_gap - 1).sum())
     widest = int(steps_in_gap.max()) - 1

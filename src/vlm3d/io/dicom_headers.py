@@ -15,6 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from vlm3d.errors import SeriesError
+from vlm3d.io.wording import printable, shown
 
 MAX_FILES = 50_000
 MAX_ROWS = 8192
@@ -193,7 +194,7 @@ def _files(folder: Path, nested: bool) -> Iterator[Path]:
             count += 1
             if count > MAX_FILES:
                 raise SeriesError(
-                    f"{folder.name} holds more than {MAX_FILES} files; give the folder of one study."
+                    f"{shown(folder)} holds more than {MAX_FILES} files; give the folder of one study."
                 )
             yield path
 
@@ -217,10 +218,10 @@ def _slice_of(
         owner=hashlib.sha256(owner.encode()).hexdigest()[:16],
         sop_instance=str(dataset.get("SOPInstanceUID", "")),
         sop_class=str(dataset.SOPClassUID),
-        modality=str(dataset.get("Modality", "")),
+        modality=printable(str(dataset.get("Modality", "")))[:16],
         image_type=tuple(str(word) for word in _listed(dataset.get("ImageType"))),
-        kernel=" ".join(str(word) for word in _listed(dataset.get("ConvolutionKernel")))[:40],
-        manufacturer=str(dataset.get("Manufacturer", "") or "")[:40],
+        kernel=printable(" ".join(str(word) for word in _listed(dataset.get("ConvolutionKernel"))))[:40],
+        manufacturer=printable(str(dataset.get("Manufacturer", "") or ""))[:40],
         kvp=_number(dataset.get("KVP")),
         thickness_mm=_number(dataset.get("SliceThickness")),
         acquisition=int(dataset.get("AcquisitionNumber") or 0),

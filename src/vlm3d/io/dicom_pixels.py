@@ -12,13 +12,33 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
 from vlm3d.io.dicom_headers import MAX_ROWS, Slice
 from vlm3d.io.hounsfield import PADDING_HU, rescaled
 from vlm3d.io.limits import MAX_VOXELS
-from vlm3d.io.wording import reason, shape_words, shown
+from vlm3d.io.wording import printable, reason, shape_words, shown
 
+_PIXEL_TAGS: list[Any] = [
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+]
+"""No patient data among them, so an error about them can be shown."""
 _PADDING_PLAUSIBLE_BELOW_HU = -900
 _PADDING_PLAUSIBLE_ABOVE_HU = 3000
 
@@ -54,32 +74,45 @@ def decode_slices(slices: list[Slice]) -> NDArray[Any]:
 
 def _planes(path: Path, members: list[Slice]) -> Iterator[NDArray[Any]]:
     """HU of the slices that one file holds."""
-    name = shown(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(path, force=True)
-            syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-            if syntax is None:
-                dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        except Exception as error:  # pydicom raises a dozen kinds on hostile bytes
-            raise UnreadableFileError(
-                f"{name} is a damaged DICOM file: {reason(error)}. Copy it again."
-            ) from error
-        try:
-            stored = dataset.pixel_array
-        except Exception as error:
-            if syntax is not None and syntax.is_compressed and members[0].frame is None:
-                yield _decoded_by_gdcm(path, members[0], syntax)
-                return
-            raise UnreadableFileError(_cannot_decode(name, syntax, error)) from error
+    stored = _stored_pixels(path)
+    if isinstance(stored, UID):
+        if members[0].frame is not None:
+            raise UnreadableFileError(_no_decoder(shown(path), stored))
+        yield _decoded_by_gdcm(path, members[0], stored)
+        return
     for item in members:
         plane = stored if item.frame is None else stored[item.frame] if stored.ndim == 3 else stored
         if plane.shape != (item.rows, item.columns):
             raise UnreadableFileError(
-                f"{name} holds pixels of {shape_words(plane.shape)}, unlike its header says."
+                f"{shown(path)} holds pixels of {shape_words(plane.shape)}, unlike its header says."
             )
         yield _in_hounsfield(plane, item)
+
+
+def _stored_pixels(path: Path) -> NDArray[Any] | UID:
+    """The pixels as stored, or the transfer syntax where pydicom has no decoder for it."""
+    name = shown(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path, force=True, specific_tags=_PIXEL_TAGS)
+            syntax = dataset.file_meta.get("TransferSyntaxUID")
+            if syntax is None:
+                syntax = dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            if not _has_decoder(syntax):
+                return UID(syntax)
+            return np.asarray(dataset.pixel_array)
+        except Exception as error:  # pydicom and its decoders raise a dozen kinds on hostile bytes
+            raise UnreadableFileError(
+                f"{name} has truncated or damaged pixels: {reason(error)}. Copy it again."
+            ) from error
+
+
+def _has_decoder(syntax: UID) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
 
 
 def _in_hounsfield(plane: NDArray[Any], item: Slice) -> NDArray[Any]:
@@ -95,7 +128,7 @@ def _in_hounsfield(plane: NDArray[Any], item: Slice) -> NDArray[Any]:
     return values
 
 
-def _decoded_by_gdcm(path: Path, item: Slice, syntax: Any) -> NDArray[Any]:
+def _decoded_by_gdcm(path: Path, item: Slice, syntax: UID) -> NDArray[Any]:
     """JPEG lossless and what else pydicom cannot decode; GDCM, inside SimpleITK, rescales by itself."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
@@ -105,7 +138,7 @@ def _decoded_by_gdcm(path: Path, item: Slice, syntax: Any) -> NDArray[Any]:
     try:
         plane = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        raise UnreadableFileError(_cannot_decode(shown(path), syntax, error)) from error
+        raise UnreadableFileError(_no_decoder(shown(path), syntax)) from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warns)
     plane = plane.reshape(plane.shape[-2:]) if plane.ndim == 3 and plane.shape[0] == 1 else plane
@@ -121,11 +154,8 @@ def _decoded_by_gdcm(path: Path, item: Slice, syntax: Any) -> NDArray[Any]:
     return values
 
 
-def _cannot_decode(name: str, syntax: Any, error: Exception) -> str:
-    if syntax is None or not syntax.is_compressed:
-        return f"{name} has truncated or damaged pixels: {reason(error)}. Copy it again."
+def _no_decoder(name: str, syntax: UID) -> str:
     return (
-        f"{name} cannot be decoded: transfer syntax {syntax.name} ({syntax}) has no decoder here or its "
-        "data are "
-        "damaged. Copy it again, or convert it (for example with gdcmconv --raw)."
+        f"{name} cannot be decoded: its transfer syntax {printable(syntax.name)[:60]} has no decoder "
+        "here, or its data are damaged. Copy it again, or convert it (for example with gdcmconv --raw)."
     )

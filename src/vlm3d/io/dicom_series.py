@@ -88,7 +88,7 @@ def choose_series(
     if wanted is not None:
         matching = [s for s in found if wanted.strip() in (str(s.info.number), s.info.uid)]
         if not matching:
-            raise SeriesError(f"{name} has no series '{_shortened(wanted)}'; it has {_listing(found)}.")
+            raise SeriesError(f"{name} has no series '{short_uid(wanted)}'; it has {_listing(found)}.")
         return matching[0], _choice_notes(matching[0], found)
     if within is not None:
         found = [s for s in found if any(item.path == within for item in s.slices)]
@@ -177,7 +177,3 @@ def _choice_notes(chosen: Series, found: list[Series]) -> tuple[str, ...]:
 def _listing(found: list[Series]) -> str:
     words = "; ".join(str(s.info) for s in found[:_LISTED])
     return words + (f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else "")
-
-
-def _shortened(wanted: str) -> str:
-    return short_uid("".join(c if c.isprintable() else "?" for c in wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -42,11 +43,26 @@ def whole_numbers(fields: Mapping[str, str], key: str, name: str) -> tuple[int, 
     if text is None:
         raise UnreadableFileError(f"{name} has a damaged header: the field '{key}' is missing.")
     try:
-        numbers = tuple(int(part) for part in text.split()[:16])
+        values = tuple(int(part) for part in text.split()[:16])
     except ValueError as error:
         raise UnreadableFileError(
             f"{name} has a damaged header: '{key}' is no list of whole numbers."
         ) from error
-    if not numbers or max(abs(number) for number in numbers) > 16 * MAX_VOXELS:
+    if not values or max(abs(value) for value in values) > 16 * MAX_VOXELS:
         raise UnreadableFileError(f"{name} has a damaged header: '{key}' is empty or absurdly large.")
-    return numbers
+    return values
+
+
+def numbers(fields: Mapping[str, str], key: str, count: int, name: str) -> tuple[float, ...]:
+    """A header field that holds finite numbers, so many of them.
+
+    Raises:
+        UnreadableFileError: The field holds something else.
+    """
+    try:
+        values = tuple(float(part) for part in fields[key].split()[: count + 1])
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(math.isfinite(value) for value in values):
+        raise UnreadableFileError(f"{name} has a damaged header: '{key}' must hold {count} numbers.")
+    return values

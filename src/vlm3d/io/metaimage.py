@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
-from vlm3d.io.geometry import normalize_affine
-from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, whole_numbers
+from vlm3d.io.geometry import LPS_TO_RAS, normalize_affine
+from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, numbers, whole_numbers
 from vlm3d.io.hounsfield import rescaled
-from vlm3d.io.itk_geometry import itk_affine
 from vlm3d.io.limits import check_header_grid
 from vlm3d.io.raster import Compression, read_array
-from vlm3d.io.wording import reason, shown
+from vlm3d.io.wording import printable, reason, shown
 from vlm3d.volume import Volume
 
 _TYPES = {
@@ -59,8 +59,7 @@ def read_metaimage(path: Path) -> Volume:
         stored_bytes = data_path.stat().st_size - offset
         check_header_grid(name, sizes, dtype.itemsize, stored_bytes, compressed=compressed)
         width, height, depth = sizes
-        affine = itk_affine(path, "MetaImageIO", (width, height, depth))
-        affine = normalize_affine(affine, (depth, height, width), name)
+        affine = normalize_affine(_affine(fields, name), (depth, height, width), name)
         stored = read_array(
             data_path,
             (depth, height, width),
@@ -87,10 +86,28 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:
     raise UnreadableFileError(f"{name} is no MetaImage: its header has no ElementDataFile. Export it again.")
 
 
+def _affine(fields: dict[str, str], name: str) -> NDArray[np.float64]:
+    """Index (d, h, w, 1) to RAS+ mm; the keys have several spellings, and defaults as in ITK."""
+    directions = _first(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name)
+    spacing = _first(fields, ("ElementSpacing", "ElementSize"), 3, name)
+    origin = _first(fields, ("Offset", "Position", "Origin"), 3, name)
+    lps = np.eye(4)
+    # each row of the header's matrix is the direction of one axis
+    lps[:3, :3] = np.reshape(directions or np.eye(3).ravel(), (3, 3)).T * (spacing or (1.0, 1.0, 1.0))
+    lps[:3, 3] = origin or (0.0, 0.0, 0.0)
+    return (LPS_TO_RAS @ lps)[:, [2, 1, 0, 3]]
+
+
+def _first(fields: dict[str, str], keys: tuple[str, ...], count: int, name: str) -> tuple[float, ...] | None:
+    return next((numbers(fields, key, count, name) for key in keys if key in fields), None)
+
+
 def _dtype(fields: dict[str, str], name: str) -> np.dtype[np.generic]:
     stated = fields.get("ElementType", "nothing")
     if stated not in _TYPES:
-        raise UnreadableFileError(f"{name} states voxel type '{stated[:20]}', which is none that a CT has.")
+        raise UnreadableFileError(
+            f"{name} states voxel type '{printable(stated[:20])}', which is none that a CT has."
+        )
     big = _flag(fields, "BinaryDataByteOrderMSB") or _flag(fields, "ElementByteOrderMSB")
     if not _flag(fields, "BinaryData", default=True):
         raise UnreadableFileError(f"{name} stores its voxels as text; save it as binary.")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
-from vlm3d.io.geometry import normalize_affine
-from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, whole_numbers
+from vlm3d.io.geometry import LPS_TO_RAS, normalize_affine
+from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, numbers, whole_numbers
 from vlm3d.io.hounsfield import rescaled
-from vlm3d.io.itk_geometry import itk_affine
 from vlm3d.io.limits import check_header_grid
 from vlm3d.io.raster import Compression, read_array
-from vlm3d.io.wording import reason, shown
+from vlm3d.io.wording import printable, reason, shown
 from vlm3d.volume import Volume
 
 _TYPES = {
@@ -29,14 +30,15 @@ _TYPES = {
     "f8": ("double",),
 }
 _DTYPES = {word: code for code, words in _TYPES.items() for word in words}
-_SPACES = (
-    "left-posterior-superior",
-    "lps",
-    "right-anterior-superior",
-    "ras",
-    "left-anterior-superior",
-    "las",
-)
+_TO_RAS = {
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+}
+_VECTOR = re.compile(r"\(([^()]{1,200})\)")
 
 
 def read_nrrd(path: Path) -> Volume:
@@ -65,8 +67,7 @@ def read_nrrd(path: Path) -> Volume:
         stored_bytes = data_path.stat().st_size - offset
         check_header_grid(name, sizes, dtype.itemsize, stored_bytes, compressed=compression != "none")
         width, height, depth = sizes
-        notes = _check_space(fields, name)
-        affine = itk_affine(path, "NrrdImageIO", (width, height, depth))
+        affine, notes = _affine(fields, name)
         affine = normalize_affine(affine, (depth, height, width), name)
         stored = read_array(data_path, (depth, height, width), dtype, compression=compression, offset=offset)
     except OSError as error:
@@ -100,7 +101,9 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:
 def _dtype(fields: dict[str, str], name: str) -> np.dtype[np.generic]:
     stated = fields.get("type", "nothing")
     if stated not in _DTYPES:
-        raise UnreadableFileError(f"{name} states voxel type '{stated[:20]}', which is none that a CT has.")
+        raise UnreadableFileError(
+            f"{name} states voxel type '{printable(stated[:20])}', which is none that a CT has."
+        )
     return np.dtype(_DTYPES[stated]).newbyteorder(">" if fields.get("endian", "little") == "big" else "<")
 
 
@@ -113,17 +116,34 @@ def _compression(fields: dict[str, str], name: str) -> Compression:
     if encoding in ("gzip", "gz"):
         return "gzip"
     raise UnreadableFileError(
-        f"{name} is encoded as '{encoding[:20]}'; vlm3d reads raw and gzip. Save it so."
+        f"{name} is encoded as '{printable(encoding[:20])}'; vlm3d reads raw and gzip. Save it so."
     )
 
 
-def _check_space(fields: dict[str, str], name: str) -> tuple[str, ...]:
-    """Refuse patient spaces that ITK does not convert; note a missing one."""
-    space = fields.get("space")
-    if space is None or "space directions" not in fields:
-        return ("the header has no orientation: axes taken as Left, Posterior, Superior",)
-    if space.lower() not in _SPACES:
+def _affine(fields: dict[str, str], name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Index (d, h, w, 1) to RAS+ mm, and a note where the header has no orientation."""
+    affine = np.eye(4)
+    if "space" not in fields or "space directions" not in fields:
+        spacing = numbers(fields, "spacings", 3, name) if "spacings" in fields else (1.0, 1.0, 1.0)
+        affine[:3, :3] = np.diag(spacing)
+        affine = LPS_TO_RAS @ affine
+        notes: tuple[str, ...] = ("the header has no orientation: axes taken as Left, Posterior, Superior",)
+        return affine[:, [2, 1, 0, 3]], notes
+    space = fields["space"].lower()
+    if space not in _TO_RAS:
         raise UnreadableFileError(
-            f"{name} lies in the space '{space[:40]}'; vlm3d reads LPS, RAS and LAS. Save it so."
+            f"{name} lies in the space '{printable(space[:40])}'; vlm3d reads LPS, RAS and LAS. Save it so."
         )
-    return ()
+    affine[:3, :3] = np.transpose(_vectors(fields, "space directions", 3, name))
+    if "space origin" in fields:
+        affine[:3, 3] = _vectors(fields, "space origin", 1, name)[0]
+    affine[:3] *= np.array(_TO_RAS[space])[:, None]
+    return affine[:, [2, 1, 0, 3]], ()
+
+
+def _vectors(fields: dict[str, str], key: str, count: int, name: str) -> list[tuple[float, ...]]:
+    """A field of vectors such as ``(0.7,0,0) (0,0.7,0) (0,0,5)``."""
+    found = _VECTOR.findall(fields[key])
+    if len(found) != count:
+        raise UnreadableFileError(f"{name} has a damaged header: '{key}' must hold {count} vectors.")
+    return [numbers({key: text.replace(",", " ")}, key, 3, name) for text in found]

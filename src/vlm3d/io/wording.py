@@ -9,8 +9,12 @@ _LONGEST = 160
 
 def shown(path: Path) -> str:
     """A file's or folder's name fit to print, without control characters."""
-    name = path.name or path.absolute().name or str(path)
-    return "".join(c if c.isprintable() else "?" for c in name)
+    return printable(path.name or path.absolute().name or str(path))
+
+
+def printable(text: str) -> str:
+    """Text from a file, fit to stand in one line: control characters become question marks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def reason(error: BaseException) -> str:
@@ -18,8 +22,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(lines[0]) if lines else type(error).__name__
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
@@ -30,4 +33,4 @@ def shape_words(shape: tuple[int, ...]) -> str:
 
 def short_uid(uid: str) -> str:
     """The tail of a DICOM UID: enough to tell series apart, too little to look a patient up."""
-    return f"…{uid[-6:]}" if len(uid) > 6 else uid
+    return printable(f"…{uid[-6:]}" if len(uid) > 6 else uid)
