@@ -14,6 +14,7 @@ import pytest
 from support.phantoms import COARSE_MM, coarse_phantom
 from vlm3d.anatomy.regions import LEFT_LUNG_IDS, LUNG_IDS, REGION_BY_ID, REGION_IDS, RIGHT_LUNG_IDS
 from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom
+from vlm3d.datasets.phantom.reports import _NEGATIVES
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.errors import OutputError
 from vlm3d.io import read_mask, read_volume
@@ -74,6 +75,39 @@ def test_each_finding_alone(name: str) -> None:
     own = {lesion.key for lesion in LESIONS if lesion.disease == name}
     for key, mask in phantom.lesion_masks.items():
         assert mask.any() == (key in own), key
+
+
+@pytest.mark.parametrize(("seed", "severity"), [(0, 0.0), (2, 0.5), (4, 1.0)])
+def test_all_findings_together(seed: int, severity: float) -> None:
+    """What a later finding covers leaves the truth as well as the mask: both tell the same volume."""
+    phantom = generate_phantom(seed, spacing_mm=COARSE_MM, findings=dict.fromkeys(DISEASE_NAMES, severity))
+    found = {item.finding for item in phantom.truth}
+    assert {name for name in DISEASE_NAMES if name not in found} <= {"Lung nodule", "Lung opacity"}
+    for lesion in LESIONS:
+        pieces = [item for item in phantom.truth if item.lesion == lesion.key]
+        mask = phantom.lesion_masks[lesion.key]
+        assert bool(pieces) == mask.any(), lesion.key
+        volume_ml = mask.sum() * np.prod(COARSE_MM) / 1000
+        told_ml = sum(item.volume_ml for item in pieces)
+        assert volume_ml <= told_ml + 0.05
+        assert told_ml <= 2 * volume_ml + 0.05, "pieces of one lesion overlap more than they lie apart"
+    overlap = sum(phantom.lesion_masks[key].astype(int) for key in ("consolidation", "pleural_effusion"))
+    assert overlap.max() == 1
+
+
+def test_no_report_denies_what_is_there_or_names_what_is_not() -> None:
+    for seed in range(12):
+        phantom = generate_phantom(seed, spacing_mm=(12.0, 8.0, 8.0))
+        found, said = {item.finding for item in phantom.truth}, phantom.report.findings
+        for name, wordings in _NEGATIVES.items():
+            assert not (name in found and any(wording in said for wording in wordings)), (seed, name)
+        for wording in sorted({w for ws in _NEGATIVES.values() for w in ws}, key=len, reverse=True):
+            said = said.replace(wording, "")
+        for name, words in WORDS.items():
+            if name in ("Arterial wall calcification", "Lung opacity", "Lung nodule"):
+                continue  # their words serve for other findings, too
+            forms = words if isinstance(words, tuple) else (words,)
+            assert any(form in said.lower() for form in forms) == (name in found), (seed, name, said)
 
 
 def test_no_findings_means_a_normal_report() -> None:

@@ -187,7 +187,9 @@ def paint_lymphadenopathy(canvas: Canvas, rng: RngType, spec: FindingSpec) -> li
     painted = []
     for pick in rng.permutation(len(stations))[:count]:
         offset, side = _STATIONS[stations[pick]]
-        center = fork + np.array(offset) + rng.normal(0, 1.5, 3)
+        center = _into_mediastinum(canvas, fork + np.array(offset) + rng.normal(0, 1.5, 3))
+        if center is None:
+            continue
         short = (spec.size_mm or 11.0 + 11.0 * spec.severity * rng.uniform(0.6, 1.2)) / 2
         radii = short * np.array([rng.uniform(1.2, 1.6), 1.0, rng.uniform(1.0, 1.5)])
         box = canvas.frame.around(center, np.maximum(radii + 4, canvas.frame.step_mm * 1.01))
@@ -208,6 +210,18 @@ def paint_lymphadenopathy(canvas: Canvas, rng: RngType, spec: FindingSpec) -> li
                 Painted("Lymphadenopathy", box.index, mask, None, stations[pick], "mediastinum", where, size)
             )
     return painted
+
+
+def _into_mediastinum(canvas: Canvas, wanted_zyx: Point, reach_mm: float = 25.0) -> Point | None:
+    """The nearest point of mediastinal fat, so that no node hangs free in the lung; None if it is far."""
+    box = canvas.frame.around(wanted_zyx, reach_mm)
+    if box is None:
+        return None
+    fat = np.argwhere(canvas.regions_DHW[box.index] == REGION_IDS["mediastinum"])
+    if len(fat) == 0:
+        return None
+    points = canvas.frame.points_at(fat + [cut.start for cut in box.index])
+    return points[np.argmin(np.linalg.norm(points - wanted_zyx, axis=1))]
 
 
 def enlarge_heart(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painted]:
@@ -275,11 +289,16 @@ def _region_center(canvas: Canvas, region: str, low: float, high: float) -> Poin
     return canvas.frame.points_at(where.mean(axis=0) + [cut.start, 0, 0])
 
 
-def _skin_front(canvas: Canvas, z_mm: float, x_mm: float) -> float | None:
-    """y of the skin in front at a height and side."""
-    d, _, w = canvas.frame.index_of([z_mm, 0, x_mm])[0]
-    rows = np.flatnonzero(canvas.regions_DHW[d, :, w] > 0)
-    return float(canvas.frame.y_H[rows[0]]) if len(rows) else None
+def _skin_front(canvas: Canvas, z_mm: float, x_mm: float, reach_mm: float) -> float | None:
+    """y below which the skin in front lies everywhere within a reach of a height and side."""
+    deepest = None
+    for dz, dx in ((0, 0), (reach_mm, 0), (-reach_mm, 0), (0, reach_mm), (0, -reach_mm)):
+        d, _, w = canvas.frame.index_of([z_mm + dz, 0, x_mm + dx])[0]
+        rows = np.flatnonzero(canvas.regions_DHW[d, :, w] > 0)
+        if len(rows):
+            y = float(canvas.frame.y_H[rows[0]])
+            deepest = y if deepest is None else max(deepest, y)
+    return deepest
 
 
 def _device(canvas: Canvas, rng: RngType, kind: str, side: str) -> list[Painted]:
@@ -289,10 +308,10 @@ def _device(canvas: Canvas, rng: RngType, kind: str, side: str) -> list[Painted]
     sign = 1.0 if side == "left" else -1.0
     middle = midline(canvas)
     z, x = fork[0] + rng.uniform(12, 28), middle + sign * rng.uniform(68, 84)
-    skin = _skin_front(canvas, z, x)
+    radius = 24.0 if kind == "pacemaker" else 12.0
+    skin = _skin_front(canvas, z, x, 0.7 * radius)
     if skin is None:
         return []
-    radius = 24.0 if kind == "pacemaker" else 12.0
     pocket = np.array([z, skin + 9.0, x])
     cava = np.array([fork[0] + 22, fork[1] - 38, fork[2] - 25])
     course: list[Any] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,17 @@ from vlm3d.datasets.phantom.frame import Canvas, Frame
 from vlm3d.datasets.phantom.patient import sample_patient
 from vlm3d.datasets.phantom.reports import ReportText, write_report
 from vlm3d.datasets.phantom.scanner import paint_table, sample_scanner, scan
-from vlm3d.datasets.phantom.truth import FindingSpec, FindingTruth, Landmarks, Painted, measure, names
-from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.datasets.phantom.truth import (
+    FindingSpec,
+    FindingTruth,
+    Landmarks,
+    Painted,
+    lesion_masks,
+    measure,
+    names,
+    still_visible,
+)
+from vlm3d.labels import DISEASE_NAMES
 from vlm3d.volume import RegionMap, Volume
 
 DEFAULT_SPACING_MM = (3.0, 1.5, 1.5)
@@ -91,8 +100,8 @@ def generate_phantom(
         pieces.update({"Cardiomegaly": heart_size(canvas)})
     paint_table(canvas, scanner, _back_mm(canvas))
     voxels_DHW = scan(canvas, scanner, scanner_rng)
-    masks = _lesion_masks(pieces, canvas.frame.shape_DHW)
-    pieces = {name: _still_visible(painted, masks) for name, painted in pieces.items()}
+    masks = lesion_masks(pieces, canvas.frame.shape_DHW)
+    pieces = {name: still_visible(painted, masks) for name, painted in pieces.items()}
     truth = [
         measure(canvas, landmarks, piece, specs[name].severity)
         for name in DISEASE_NAMES
@@ -143,30 +152,6 @@ def _paint_findings(
         if name in specs:
             pieces[name] = painter(canvas, np.random.default_rng(child), specs[name])
     return pieces
-
-
-def _lesion_masks(
-    pieces: Mapping[str, list[Painted]], shape_DHW: tuple[int, int, int]
-) -> dict[str, NDArray[np.bool_]]:
-    masks = {key: np.zeros(shape_DHW, bool) for key in LESION_KEYS}
-    for painted in pieces.values():
-        for piece in painted:
-            if piece.lesion is not None:
-                masks[piece.lesion][piece.index] |= piece.mask
-    # What is airless or fluid now is no haze any more, whatever was painted there first.
-    masks["ground_glass_opacity"] &= ~(masks["consolidation"] | masks["pleural_effusion"])
-    masks["consolidation"] &= ~masks["pleural_effusion"]
-    masks["lung_nodule"] &= ~(masks["consolidation"] | masks["pleural_effusion"])
-    return masks
-
-
-def _still_visible(painted: list[Painted], masks: Mapping[str, NDArray[np.bool_]]) -> list[Painted]:
-    """The pieces that later findings left to be seen, each with what is left of its mask."""
-    left = [
-        piece if piece.lesion is None else replace(piece, mask=piece.mask & masks[piece.lesion][piece.index])
-        for piece in painted
-    ]
-    return [piece for piece in left if piece.mask.any()]
 
 
 def _back_mm(canvas: Canvas) -> float:

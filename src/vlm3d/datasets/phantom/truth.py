@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom.frame import Canvas, Slices
+from vlm3d.labels import LESION_KEYS
 
 Side = Literal["right", "left", "midline", "bilateral"]
 Level = Literal["upper", "middle", "lower"]
@@ -164,6 +165,31 @@ def measure(canvas: Canvas, landmarks: Landmarks, piece: Painted, severity: floa
         kind=piece.kind,
         center_zyx_mm=(round(float(z), 1), round(float(y), 1), round(float(x), 1)),
     )
+
+
+def lesion_masks(
+    pieces: Mapping[str, list[Painted]], shape_DHW: tuple[int, int, int]
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks (D, H, W) of all five lesions; where two lie over each other, the denser one has the voxel."""
+    masks = {key: np.zeros(shape_DHW, bool) for key in LESION_KEYS}
+    for painted in pieces.values():
+        for piece in painted:
+            if piece.lesion is not None:
+                masks[piece.lesion][piece.index] |= piece.mask
+    # What is airless or fluid now is no haze any more, whatever was painted there first.
+    masks["ground_glass_opacity"] &= ~(masks["consolidation"] | masks["pleural_effusion"])
+    masks["consolidation"] &= ~masks["pleural_effusion"]
+    masks["lung_nodule"] &= ~(masks["consolidation"] | masks["pleural_effusion"])
+    return masks
+
+
+def still_visible(painted: list[Painted], masks: Mapping[str, NDArray[np.bool_]]) -> list[Painted]:
+    """The pieces that later findings left to be seen, each with what is left of its mask."""
+    left = [
+        piece if piece.lesion is None else replace(piece, mask=piece.mask & masks[piece.lesion][piece.index])
+        for piece in painted
+    ]
+    return [piece for piece in left if piece.mask.any()]
 
 
 def names(truth: Iterable[FindingTruth]) -> set[str]:
