@@ -3,8 +3,8 @@
     python benchmarks/localizer.py
 
 Five lesions at the full resolution of 64 x 256 x 256 against nnU-Net's 6-class plain U-Net (32 to 320 channels), and 18
-prompts against 5; float32, batch 1, forward. Ours includes text, the denoising transformer over 4,096 patch features and the
-U-Net; the encoder that both heads of the system share is measured in encoder.py. Processes and rounds as there.
+prompts against 5; float32, batch 1, forward. Ours includes text, the denoising transformer over 4,096 patch features
+and the U-Net; the encoder that all heads of the system share is measured in encoder.py. Processes and rounds as there.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "VLM3DMultiTask": "vlm3d.model.multi_task_model",
     "MultiTaskLoss": "vlm3d.losses",
+    "MultiTaskMetrics": "vlm3d.evaluation.metrics",
     "Pipeline": "vlm3d.inference.pipeline",
     "PredictionSettings": "vlm3d.inference.pipeline",
     "Volume": "vlm3d.volume",
@@ -24,6 +25,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from vlm3d.config import load_config as load_config
+    from vlm3d.evaluation.metrics import MultiTaskMetrics as MultiTaskMetrics
     from vlm3d.inference.pipeline import Pipeline as Pipeline
     from vlm3d.inference.pipeline import PredictionSettings as PredictionSettings
     from vlm3d.io import read_volume as read_volume
