@@ -32,7 +32,7 @@ def test_overrides_reach_any_depth() -> None:
         ("model.vision.wings=2", "model.vision.wings"),
         ("model.vision.depth=many", "model.vision.depth"),
         ("model.vision.embed_dim=100", "num_heads"),
-        ("preprocessing.size_multiple=[4, 16, 15]", "patch_size"),
+        ("model.vision.patch_size=[8, 16, 32]", "patch_size"),
         ("model.vision.depth", "key=value"),
         ("name.first=x", "single value"),
         ("model.vision.depth=[", "YAML"),

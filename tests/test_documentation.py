@@ -23,7 +23,9 @@ def test_commands_exist() -> None:
 
     known = {command.callback.__name__ for command in app.registered_commands}
     for page in PAGES:
-        for command in re.findall(r"`?vlm3d ([a-z]+)[ `]", page.read_text(encoding="utf-8")):
+        for command in re.findall(
+            r"(?:^|`)vlm3d ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+        ):
             assert command in known, f"{page.name} names 'vlm3d {command}'"
 
 

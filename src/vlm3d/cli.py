@@ -61,6 +61,10 @@ def predict(
     mask: Annotated[
         Path | None, typer.Option(help="Anatomy mask on the scan's grid (vlm3d or TotalSegmentator labels).")
     ] = None,
+    mask_labels: Annotated[
+        str,
+        typer.Option(help="Whose ids --mask holds: auto (by the highest one), vlm3d or totalsegmentator."),
+    ] = "auto",
     anatomy: Annotated[
         str, typer.Option(help="classical, totalsegmentator or none, when there is no --mask.")
     ] = "classical",
@@ -86,6 +90,7 @@ def predict(
 
     settings = PredictionSettings(
         anatomy=_one_of(anatomy, "--anatomy", ("classical", "totalsegmentator", "none")),
+        mask_labels=_one_of(mask_labels, "--mask-labels", ("auto", "vlm3d", "totalsegmentator")),
         classification_threshold=threshold,
         localization_threshold=mask_threshold,
         min_lesion_ml=min_lesion_ml,

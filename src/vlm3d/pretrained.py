@@ -27,7 +27,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -279,8 +279,9 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
 def _remove_stale(parent: Path) -> None:
     """Remove what killed processes left behind a day ago or earlier."""
     for folder in parent.glob(".partial-*"):
-        if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its own process removed it in this moment
+            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(prepared: Path, target: Path) -> None:

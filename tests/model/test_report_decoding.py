@@ -123,6 +123,13 @@ def test_the_nucleus_is_kept_to() -> None:
     drawn = [decoder._sample(logits) for _ in range(400)]
     assert set(drawn) == {0, 1}
     assert 0.5 < drawn.count(0) / 400 < 0.75
+    flat = torch.zeros(1000)  # a nucleus wider than the first guess
+    wide = {
+        ReportDecoder(decoder._llm, DecodingSettings(temperature=1.0, top_p=0.9, seed=s))._sample(flat)
+        for s in range(99)
+    }
+    assert max(wide) > 256
+    assert max(wide) < 900
     narrow = ReportDecoder(small_language_model(), DecodingSettings(temperature=1.0, top_p=0.01))
     assert {narrow._sample(logits) for _ in range(20)} == {0}
 

@@ -26,7 +26,8 @@ def read_region_mask(
     Args:
         path: NIfTI, MetaImage or NRRD; its axes may be ordered and flipped otherwise than the scan's.
         volume: The scan.
-        labels: ``"auto"`` takes labels above 20 for TotalSegmentator's.
+        labels: Whose ids they are. ``"auto"`` takes a mask with ids above 20 for TotalSegmentator's, and any other for
+            ours; a TotalSegmentator mask of low ids only (its lobes alone, say) must be named.
 
     Raises:
         MaskError: It lies on another grid, is empty, or holds labels that are not in its table.
@@ -41,7 +42,9 @@ def read_region_mask(
         if foreign:
             regions_DHW = map_totalsegmentator(labels_DHW)
         elif low < 0 or high > NUM_REGIONS:
-            raise MaskError(f"the mask holds the labels {low}..{high}; vlm3d's regions are 0..{NUM_REGIONS}")
+            foreign_labels = [int(label) for label in np.unique(labels_DHW) if not 0 <= label <= NUM_REGIONS]
+            named = ", ".join(str(label) for label in foreign_labels[:5])
+            raise MaskError(f"the mask holds the labels {named}; vlm3d's regions are 0..{NUM_REGIONS}")
         else:
             regions_DHW = labels_DHW.astype(np.uint8)
     except MaskError as error:

@@ -86,7 +86,7 @@ _BLOCKS: tuple[tuple[int, str, tuple[str, ...]], ...] = (
         ),
     ),
     (75, "body_wall", ("femur_left", "femur_right", "hip_left", "hip_right")),
-    (79, "spine", ("spinal_cord",)),
+    (79, "body_wall", ("spinal_cord",)),  # our spine is bone alone
     (
         80,
         "body_wall",
@@ -116,7 +116,7 @@ TOTALSEGMENTATOR_CLASSES: dict[int, tuple[str, str]] = {
 """Class id of TotalSegmentator v2's task ``total`` -> (its name, key of our region)."""
 
 NOT_A_CLASS = ("right_pleural_space", "left_pleural_space", "mediastinum", _ABDOMEN, "body_wall")
-"""Regions that TotalSegmentator does not draw, or only in part; `fill_from` adds them."""
+"""Regions that TotalSegmentator does not draw, or only in part: `run_totalsegmentator` adds the classical ones."""
 
 
 def map_totalsegmentator(labels_DHW: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -125,9 +125,12 @@ def map_totalsegmentator(labels_DHW: NDArray[np.integer]) -> NDArray[np.uint8]:
     Raises:
         MaskError: A label is none of the 117 classes.
     """
-    low, high = int(labels_DHW.min(initial=0)), int(labels_DHW.max(initial=0))
-    if low < 0 or high > len(TOTALSEGMENTATOR_CLASSES):
-        raise MaskError(f"the mask holds the labels {low}..{high}; TotalSegmentator's are 0..117")
+    foreign = [
+        int(label) for label in np.unique(labels_DHW) if not 0 <= label <= len(TOTALSEGMENTATOR_CLASSES)
+    ]
+    if foreign:
+        named = ", ".join(str(label) for label in foreign[:5])
+        raise MaskError(f"the mask holds the labels {named}; TotalSegmentator's are 0..117")
     table = np.zeros(len(TOTALSEGMENTATOR_CLASSES) + 1, np.uint8)
     for class_id, (_, region) in TOTALSEGMENTATOR_CLASSES.items():
         table[class_id] = REGION_IDS[region]

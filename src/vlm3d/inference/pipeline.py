@@ -55,6 +55,7 @@ from vlm3d.volume import RegionMap, Volume
 logger = logging.getLogger(__name__)
 
 AnatomyMethod = Literal["classical", "totalsegmentator", "none"]
+MaskLabels = Literal["auto", "vlm3d", "totalsegmentator"]
 MAX_LISTED_COMPONENTS = 20
 
 
@@ -64,6 +65,7 @@ class PredictionSettings:
 
     Attributes:
         anatomy: Where the regions come from when no mask file is given.
+        mask_labels: Whose ids a mask file holds; see `read_region_mask`.
         classification_threshold: Probabilities from here on are positive.
         localization_threshold: Voxel probabilities from here on are lesion.
         min_lesion_ml: Smaller pieces are removed from the masks.
@@ -75,6 +77,7 @@ class PredictionSettings:
     """
 
     anatomy: AnatomyMethod = "classical"
+    mask_labels: MaskLabels = "auto"
     classification_threshold: float = 0.5
     localization_threshold: float = 0.5
     min_lesion_ml: float = 0.05
@@ -201,7 +204,7 @@ class Pipeline:
         with watch.stage("read"):
             volume = scan if isinstance(scan, Volume) else read_volume(scan, series=series)
         with watch.stage("anatomy"):
-            regions = self._regions(volume, mask, settings.anatomy)
+            regions = self._regions(volume, mask, settings)
         with watch.stage("prepare"):
             prepared = self.preprocessor.apply(volume, regions)
         with watch.stage("encode"):
@@ -245,16 +248,16 @@ class Pipeline:
         return Result(prediction, volume, masks, regions)
 
     def _regions(
-        self, volume: Volume, mask: str | Path | RegionMap | None, method: AnatomyMethod
+        self, volume: Volume, mask: str | Path | RegionMap | None, settings: PredictionSettings
     ) -> RegionMap | None:
         if isinstance(mask, RegionMap):
             return mask
         if mask is not None:
-            return read_region_mask(mask, volume)
-        if method == "none":
+            return read_region_mask(mask, volume, settings.mask_labels)
+        if settings.anatomy == "none":
             return None
         canonical = to_canonical(volume)
-        if method == "totalsegmentator":
+        if settings.anatomy == "totalsegmentator":
             from vlm3d.anatomy.totalsegmentator import run_totalsegmentator
 
             found = run_totalsegmentator(canonical)
