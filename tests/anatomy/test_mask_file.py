@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.scan_files import affine_of, reoriented, small_chest, write_nifti
 
+from support.scan_files import affine_of, reoriented, small_chest, write_nifti
 from vlm3d.anatomy.mask_file import read_region_mask
 from vlm3d.anatomy.regions import REGION_IDS
 from vlm3d.errors import MaskError
