@@ -81,6 +81,7 @@ def test_regions_of_another_scan_are_refused() -> None:
         paint_into_scan(scan.volume, other, {"Consolidation": 0.5}, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_all_five_lesions_fit_a_real_scan(real_data: Path) -> None:
     fine = to_canonical(read_volume(real_data / "lung_dx_a0001" / "dicom"))
