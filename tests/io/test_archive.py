@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from support.scan_files import affine_of, small_chest, write_dicom, write_itk, write_nifti
-from vlm3d.errors import ArchiveError, ResourceError, VLM3DError
+from vlm3d.errors import ArchiveError, ResourceError, SeriesError, VLM3DError
 from vlm3d.io import archive, read_volume
 
 CHEST, AFFINE = small_chest(), affine_of()
@@ -135,3 +135,10 @@ def test_a_zip_or_folder_around_one_image_of_another_format(tmp_path: Path, name
         np.testing.assert_array_equal(scan.voxels_DHW, CHEST)
         assert scan.source == path.name
         assert any(name in note for note in scan.notes)
+
+
+def test_a_broken_series_is_not_replaced_by_an_image_beside_it(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "series", CHEST, AFFINE, change=lambda d, i: d if i < 4 else None)
+    write_nifti(tmp_path / "series" / "ct.nii.gz", CHEST, AFFINE)
+    with pytest.raises(SeriesError, match="at least 8"):
+        read_volume(tmp_path / "series")

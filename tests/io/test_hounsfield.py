@@ -65,6 +65,12 @@ def test_what_is_not_in_hu_is_refused_by_its_kind(voxels: np.ndarray, words: str
     assert str(caught.value).startswith("ct.nii.gz ")
 
 
+def test_air_scattered_by_a_sharp_kernel_at_low_dose_is_not_taken_for_a_twofold_intercept() -> None:
+    noise = np.random.default_rng(1).normal(0, 150, CHEST.shape)
+    scan = checked(np.rint(CHEST + noise).astype(np.int16))
+    assert scan.voxels_DHW.min() == -1024
+
+
 def test_one_bright_voxel_does_not_hide_scaled_values() -> None:
     voxels = ((CHEST.astype(np.float32) + 1024) / 4024).astype(np.float32)
     voxels[3, 3, 3] = 3000

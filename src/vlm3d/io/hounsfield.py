@@ -28,6 +28,7 @@ LUNG_BELOW_HU = -400
 
 _SAMPLE_VOXELS = 400_000
 _PLATEAU_SHARE = 0.005
+_BELOW_NOISE_HU = -1400  # sharp kernels at low dose scatter air by up to 150 HU
 _MIN_SHARE = 0.01
 _MIN_RANGE_HU = 300
 _LUNG_GRID_MM = 5.0
@@ -170,7 +171,7 @@ def _refuse_twofold_rescale(name: str, measured: NDArray[Any]) -> None:
     """Air near -2024 instead of -1000: the intercept was added to values that were HU already."""
     if not measured.size:
         return
-    impossible = measured[measured < -1150]
+    impossible = measured[measured < _BELOW_NOISE_HU]
     if impossible.size > 0.05 * measured.size:
         raise NotAChestCTError(
             f"{name} has {impossible.size / measured.size:.0%} of its voxels at about "

@@ -14,6 +14,7 @@ from vlm3d.errors import MaskError, SeriesError, UnreadableFileError
 from vlm3d.io.archive import unpacked
 from vlm3d.io.detection import Format, detect_format
 from vlm3d.io.dicom import list_dicom_series, read_dicom
+from vlm3d.io.dicom_headers import looks_like_dicom
 from vlm3d.io.dicom_series import SeriesInfo
 from vlm3d.io.geometry import normalize_affine
 from vlm3d.io.hounsfield import checked_hounsfield, rescaled
@@ -149,10 +150,9 @@ def _load_folder(
     try:
         return read_dicom(folder, series, name)
     except SeriesError:
-        images = [
-            p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.lower().endswith(_IMAGE_SUFFIXES)
-        ]
-        if len(images) != 1 or series is not None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        images = [path for path in files if path.name.lower().endswith(_IMAGE_SUFFIXES)]
+        if len(images) != 1 or series is not None or any(looks_like_dicom(path) for path in files):
             raise
         scan = _load(images[0], None, npz_window)
         return replace(scan, source=name).with_notes(
