@@ -179,22 +179,38 @@ def _swap(staging: Path, final: Path) -> None:
     except BaseException:
         aside.rename(final)
         raise
-    try:
-        shutil.rmtree(aside)
-    except OSError as error:
-        logger.warning("the earlier output, now %s, could not be removed: %s", aside, error.strerror)
+    _remove_earlier(aside)
 
 
 def _move_into(staging: Path, final: Path) -> None:
-    """Move complete entries into a folder that must stay; the prediction, the proof of completeness, goes last."""
-    for old in [path for path in final.iterdir() if path != staging]:
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    for path in sorted(staging.iterdir(), key=lambda entry: entry.name == PREDICTION_FILE):
-        path.rename(final / path.name)
+    """Put complete entries into a folder that must stay, in place of an earlier output's; undone where a move fails.
+
+    ``prediction.json``, the proof of completeness, goes last.
+    """
+    aside = final / f".vlm3d-{secrets.token_hex(6)}"
+    earlier = [path for path in final.iterdir() if path != staging]
+    entries = sorted(staging.iterdir(), key=lambda entry: entry.name == PREDICTION_FILE)
+    aside.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for folder, paths in ((aside, earlier), (final, entries)):
+            for path in paths:
+                path.rename(folder / path.name)
+                moved.append((path, folder / path.name))
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        aside.rmdir()
+        raise
+    _remove_earlier(aside)
     staging.rmdir()
+
+
+def _remove_earlier(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("the earlier output, now %s, could not be removed: %s", folder, error.strerror)
 
 
 def _list(names: list[str], at_most: int = 3) -> str:

@@ -26,6 +26,7 @@ _BODY_HU = -300
 _BODY_MARGIN_MM = 8.0
 _COARSE_MM = 4.0
 _TABLE_COARSE_VOXELS = 2  # an opening this deep parts the table and clothes from the body
+_WITHIN_SLICE = ndimage.generate_binary_structure(2, 1)[None]
 _AIR_HU = -1024.0
 
 
@@ -148,7 +149,9 @@ def body_box(voxels_hu_DHW: NDArray[Any], spacing_mm: tuple[float, float, float]
     shape = voxels_hu_DHW.shape
     steps = [max(1, round(_COARSE_MM / spacing)) for spacing in spacing_mm]
     body = voxels_hu_DHW[:: steps[0], :: steps[1], :: steps[2]] > _BODY_HU
-    labels, count = ndimage.label(ndimage.binary_opening(body, iterations=_TABLE_COARSE_VOXELS))
+    labels, count = ndimage.label(
+        ndimage.binary_opening(body, _WITHIN_SLICE, iterations=_TABLE_COARSE_VOXELS)
+    )
     if count == 0:
         return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
     largest = int(np.argmax(np.bincount(labels.ravel())[1:])) + 1

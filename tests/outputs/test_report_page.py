@@ -1,0 +1,300 @@
+"""The page's order, links, guards and cost, and the plain report."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import time
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from support.scan_files import affine_of, reoriented, small_chest
+from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, Prediction
+from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.outputs.html_report import render_page
+from vlm3d.outputs.report_text import printable, report_as_text
+from vlm3d.volume import RegionMap, Volume
+
+SHAPE = (12, 40, 44)
+VOID = {"meta", "img", "input", "br"}
+
+
+def component(key_slice: int = 6, region: str = "right upper lobe", diameter: float = 17.0) -> dict[str, Any]:
+    return {
+        "side": "right",
+        "region": region,
+        "level": "upper",
+        "volume_ml": 2.5,
+        "max_diameter_mm": diameter,
+        "centroid_ras_mm": (50.0, 20.0, -250.0),
+        "centroid_index_dhw": (key_slice, 15, 12),
+        "key_slice": key_slice,
+        "mean_probability": 0.8,
+    }
+
+
+def make_prediction(
+    components: dict[str, list[dict[str, Any]]] | None = None,
+    training: str = "untrained",
+    notes: tuple[str, ...] = (),
+    **report: Any,
+) -> Prediction:
+    components = components or {}
+    values: dict[str, Any] = {
+        "training_note": TRAINING_NOTES[training],  # type: ignore[index]
+        "created": "2026-01-01T09:30:00+00:00",
+        "versions": {"vlm3d": "0.0"},
+        "settings": {"seed": 0, "preprocessing": {"crop": True}},
+        "scan": {
+            "source": "ct.nii.gz",
+            "shape_dhw": SHAPE,
+            "spacing_mm_dhw": (8.0, 7.0, 6.5),
+            "orientation": "SPL",
+            "model_grid_dhw": SHAPE,
+            "model_spacing_mm_dhw": (8.0, 7.0, 6.5),
+            "anatomy": "classical",
+            "notes": list(notes),
+        },
+        "model": {
+            "config": "tiny",
+            "checkpoint": "c",
+            "fingerprint": "0123456789abcdef",
+            "training": training,
+            "llm": "llm",
+            "parameters": 5,
+        },
+        "diseases": [
+            {
+                "name": name,
+                "probability": i / 20,
+                "threshold": 0.5,
+                "positive": i in (3, 12),
+                "uncertainty": 0.5,
+            }
+            for i, name in enumerate(DISEASE_NAMES)
+        ],
+        "lesions": [
+            {
+                "key": lesion.key,
+                "name": lesion.name,
+                "mask_file": None,
+                "threshold": 0.5,
+                "max_probability": 0.6 + 0.05 * i if components.get(lesion.key) else 0.1,
+                "uncertainty": 0.4,
+                "volume_ml": 2.5,
+                "components": components.get(lesion.key, []),
+            }
+            for i, lesion in enumerate(LESIONS)
+        ],
+        "report": {
+            "text": "T",
+            "findings": "Clear lungs.",
+            "impression": "Normal.",
+            "recommendations": "",
+            "generated": True,
+            **report,
+        },
+        "seconds": {"read": 0.1},
+        "peak_rss_mb": 100.0,
+    }
+    return Prediction.model_validate(values)
+
+
+def make_masks(*keys: str) -> dict[str, NDArray[np.bool_]]:
+    masks = {lesion.key: np.zeros(SHAPE, bool) for lesion in LESIONS}
+    for place, key in enumerate(keys):
+        masks[key][5:8, 13 + place : 18 + place, 10:15] = True
+    return masks
+
+
+def page_of(prediction: Prediction, masks: dict[str, NDArray[np.bool_]] | None = None) -> str:
+    regions = np.zeros(SHAPE, np.uint8)
+    regions[2:10, 10:30, 8:18] = 1
+    volume = Volume(small_chest(SHAPE), affine_of())
+    return render_page(
+        prediction, volume, make_masks() if masks is None else masks, RegionMap(regions, affine_of())
+    )
+
+
+class Reader(HTMLParser):
+    """Fails on tags that are left open; collects ids, links and images."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in values:
+            self.ids.append(str(values["id"]))
+        if tag == "a":
+            self.links.append(str(values["href"]))
+        if tag == "img":
+            self.images.append(values)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """SVG's paths close themselves."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def viewer_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="viewer-data">(.*?)</script>', page, re.S)
+    assert found
+    viewer: dict[str, Any] = json.loads(found.group(1))
+    return viewer
+
+
+def test_positives_come_first_then_by_probability() -> None:
+    names = [
+        html.unescape(name)
+        for name in re.findall(r'<th scope="row" class="name">([^<]+)', page_of(make_prediction()))
+    ]
+    rest = [name for i, name in reversed(list(enumerate(DISEASE_NAMES))) if i not in (3, 12)]
+    assert names == [DISEASE_NAMES[12], DISEASE_NAMES[3], *rest]
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere() -> None:
+    keys = ("lung_nodule", "consolidation", "pleural_effusion")
+    page = page_of(make_prediction({key: [component()] for key in keys}), make_masks(*keys))
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
+    assert all(image["alt"] for image in reader.images)
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in reader.images)
+
+
+def test_a_lesion_has_both_windows_a_close_up_and_outlines() -> None:
+    page = page_of(make_prediction({"lung_nodule": [component()]}), make_masks("lung_nodule"))
+    card = page.split('<article class="card"')[1].split("</article>")[0]
+    assert card.count('class="main"') == 3
+    for words in ("lung window", "mediastinum window", "close-up", "slice 7 of 12", "17.0 mm"):
+        assert words in card
+    assert 'data-slice="6"' in page
+    assert viewer_of(page)["slices"][viewer_of(page)["start"]]["index"] == 6
+
+
+def test_the_most_probable_lesion_leads() -> None:
+    keys = ("pericardial_effusion", "lung_nodule")
+    page = page_of(make_prediction({key: [component()] for key in keys}), make_masks(*keys))
+    cards = re.findall(r"<h3><span[^>]*></span>(\d) · ([^<]+)</h3>", page)
+    assert cards == [("1", "Lung nodule"), ("2", "Pericardial effusion")]
+
+
+def test_many_pieces_are_listed_and_some_pictured() -> None:
+    pieces = {lesion.key: [component(i % 12) for i in range(20)] for lesion in LESIONS}
+    page = page_of(make_prediction(pieces), make_masks(*pieces))
+    assert page.count("<article") == 10
+    assert page.count("<td>Lung nodule") + page.count("</span>Lung nodule</td>") == 20
+
+
+def test_without_lesions_the_page_says_so() -> None:
+    page = page_of(make_prediction())
+    assert "nothing to measure" in page
+    assert "<article" not in page
+    assert "data-lesion=" not in page
+
+
+def test_measurements_beyond_the_scan_do_not_break_the_page() -> None:
+    far = component(key_slice=500) | {"centroid_index_dhw": (-4, 900, 900)}
+    assert "slice 12 of 12" in page_of(make_prediction({"lung_nodule": [far]}), make_masks("lung_nodule"))
+
+
+def test_only_the_shipped_script_may_run() -> None:
+    page = page_of(make_prediction())
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy
+    script = page.rsplit("<script>", 1)[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{html.unescape(digest)}'" in html.unescape(policy.group(1))
+    assert "default-src 'none'" in html.unescape(policy.group(1))
+    assert not re.findall(r"\son\w+\s*=", page)
+
+
+def test_text_from_outside_cannot_leave_its_place() -> None:
+    attack = "</script><script>alert(1)</script>\x1b[31m\u202e\" onload='x'"
+    prediction = make_prediction(notes=(attack,), findings=attack)
+    prediction = prediction.model_copy(
+        update={
+            "settings": {attack: {attack: attack}},
+            "versions": {attack: attack},
+            "seconds": {attack: 1.0},
+            "model": prediction.model.model_copy(update={"llm": attack, "checkpoint": attack}),
+        }
+    )
+    page = page_of(prediction)
+    assert page.count("<script") == page.count("</script>") == 2
+    assert not {"\x1b", "\u202e"} & set(page)
+    Reader(page)
+
+
+def test_the_page_is_the_same_for_every_storage_order() -> None:
+    prediction = make_prediction({"lung_nodule": [component()]})
+    expected = page_of(prediction, make_masks("lung_nodule"))
+    for order, flips in (((2, 0, 1), (True, False, True)), ((1, 2, 0), (False, True, True))):
+        voxels, affine = reoriented(small_chest(SHAPE), affine_of(), order, flips)
+        regions, _ = reoriented(np.zeros(SHAPE, np.uint8), affine_of(), order, flips)
+        masks = {
+            key: reoriented(mask, affine_of(), order, flips)[0]
+            for key, mask in make_masks("lung_nodule").items()
+        }
+        page = render_page(prediction, Volume(voxels, affine), masks, RegionMap(regions, affine))
+        assert viewer_of(page) == viewer_of(expected)
+
+
+def test_masks_of_noise_cost_seconds_not_minutes() -> None:
+    shape = (20, 256, 256)
+    noise = np.random.default_rng(0).random(shape) > 0.5
+    masks = {lesion.key: noise for lesion in LESIONS}
+    pieces = {lesion.key: [component(3)] for lesion in LESIONS}
+    started = time.perf_counter()
+    page = render_page(make_prediction(pieces), Volume(small_chest(shape), affine_of((5.0, 1.4, 1.4))), masks)
+    assert time.perf_counter() - started < 8
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.parametrize("voxels", [np.zeros((1, 1, 1), np.int16), np.full((2, 3, 4), np.nan, np.float32)])
+def test_the_smallest_and_emptiest_scans_have_a_page(voxels: NDArray[Any]) -> None:
+    page = render_page(make_prediction(), Volume(voxels, affine_of()), {})
+    assert viewer_of(page)["total"] == voxels.shape[0]
+
+
+def test_the_report_is_framed_by_its_warnings() -> None:
+    lines = report_as_text(make_prediction()).splitlines()
+    warnings = [TRAINING_NOTES["untrained"], DISCLAIMER]
+    assert lines[:2] == lines[-2:] == warnings
+    assert [line for line in lines if line in ("Findings", "Impression", "Recommendations")] == [
+        "Findings",
+        "Impression",
+        "Recommendations",
+    ]
+    assert "None stated." in lines
+    assert report_as_text(make_prediction(training="trained")).splitlines()[0] == DISCLAIMER
+
+
+def test_a_report_without_sections_or_without_text_is_still_told() -> None:
+    whole = make_prediction(text="Only this.", findings="", impression="", recommendations="")
+    assert "Only this." in report_as_text(whole)
+    assert "Only this." in page_of(whole)
+    off = make_prediction(generated=False)
+    assert "switched off" in report_as_text(off)
+    assert "switched off" in page_of(off)
+
+
+def test_printable_keeps_words_and_lines() -> None:
+    assert printable("a\tb\r\nc\rd é 肺\x1b[2J\x00\u202ex\x85") == "a\tb\nc\nd é 肺[2Jx"
