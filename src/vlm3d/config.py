@@ -6,7 +6,7 @@ A YAML file states only what differs from the defaults below, and may name the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -228,6 +228,37 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
         key = ".".join(str(part) for part in first["loc"]) or "configuration"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{source}: {key}: {first['msg']}{more}") from error
+
+
+def with_model_fields(config: Config | ModelConfig | None, **sections: Mapping[str, Any]) -> Config:
+    """A configuration with single fields of its model replaced; None values are not given.
+
+    Head counts follow a width that they no longer divide.
+
+    Args:
+        config: A whole configuration, only its model section, or None for the full-size defaults.
+        sections: Fields by section, such as ``vision={"depth": 2}``.
+    """
+    config = Config(model=config) if isinstance(config, ModelConfig) else config or Config()
+    given = {
+        section: {name: value for name, value in fields.items() if value is not None}
+        for section, fields in sections.items()
+    }
+    width = given["vision"].get("embed_dim")
+    if width is not None:
+        if width % config.model.vision.num_heads:
+            given["vision"]["num_heads"] = _heads_for(width)
+        if width % config.model.localizer.denoiser_heads:
+            given["localizer"]["denoiser_heads"] = _heads_for(width)
+    values = config.model_dump()
+    for section, fields in given.items():
+        values["model"][section].update(fields)
+    return Config.model_validate(values)
+
+
+def _heads_for(width: int) -> int:
+    """The most heads of at least 32 channels that divide a width."""
+    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
 
 
 def _read_yaml(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:

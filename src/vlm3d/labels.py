@@ -14,11 +14,16 @@ class Disease:
 
     Attributes:
         name: CT-RATE's spelling, used in every file.
-        prompt: What the classifier's text encoder reads.
+        prompt: What it looks like; empty for a label that is only numbered.
     """
 
     name: str
     prompt: str
+
+    @property
+    def sentence(self) -> str:
+        """What the text encoder reads."""
+        return f"{self.name}. {self.prompt}".strip()
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,34 @@ LESIONS: tuple[Lesion, ...] = (
 )
 
 LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in LESIONS)
-MIDLINE_LESION_KEYS: frozenset[str] = frozenset(lesion.key for lesion in LESIONS if lesion.midline)
+
+EXTRA_COLORS = ("#4fc3c7", "#d9c34a", "#f08fb0", "#9aa7ff", "#a0d468", "#ff9f68")
+"""Of lesions past the shipped ones, in turn."""
 
 TASKS: tuple[str, ...] = ("classification", "localization", "generation")
 """The model's tasks, as outputs, losses and task sampling name them."""
+
+
+def first_diseases(count: int) -> tuple[Disease, ...]:
+    """The first labels of a classifier: the shipped ones, then numbered ones until they get a name and a prompt."""
+    more = (Disease(f"Disease {number}", "") for number in range(len(DISEASES) + 1, count + 1))
+    return (*DISEASES, *more)[:count]
+
+
+def first_lesions(count: int) -> tuple[Lesion, ...]:
+    """The first prompts of a localizer: the shipped lesions, then each disease that none of them draws, then numbers."""
+    drawn = {lesion.disease for lesion in LESIONS}
+    others = [disease for disease in DISEASES if disease.name not in drawn]
+    others += [Disease(f"Lesion {number}", "") for number in range(len(LESIONS) + len(others) + 1, count + 1)]
+    more = (
+        Lesion(
+            key=disease.name.lower().replace(" ", "_"),
+            name=disease.name,
+            prompt=disease.sentence,
+            disease=disease.name,
+            color=EXTRA_COLORS[place % len(EXTRA_COLORS)],
+            challenge_name=disease.name,
+        )
+        for place, disease in enumerate(others)
+    )
+    return (*LESIONS, *more)[:count]

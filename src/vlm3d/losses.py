@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.config import LossConfig
-from vlm3d.labels import LESION_KEYS, TASKS
+from vlm3d.labels import TASKS, first_lesions
 
 
 def classification_loss(
@@ -96,15 +96,14 @@ def _spatial(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def stack_lesion_masks(
-    lesion_masks: Mapping[str, Tensor] | Tensor, num_lesions: int, keys: Sequence[str] = LESION_KEYS
+    lesion_masks: Mapping[str, Tensor] | Tensor, num_lesions: int
 ) -> tuple[Tensor, Tensor]:
     """Masks by name become one tensor and what is known of them.
 
     Args:
         lesion_masks: Lesion key -> (B, D, H, W), or one tensor (B, L, D, H, W). A negative value anywhere in a case's mask
             says that the case was not annotated for that lesion; so does a missing key.
-        num_lesions: L.
-        keys: Names in the order of the prompts.
+        num_lesions: L; keys are those of `vlm3d.labels.first_lesions`.
 
     Returns:
         Masks (B, L, D, H, W) of 0 and 1, and known (B, L).
@@ -113,7 +112,7 @@ def stack_lesion_masks(
         ValueError: A name is unknown, or no mask is given.
     """
     if isinstance(lesion_masks, Mapping):
-        names = [*keys, *(f"lesion_{i + 1}" for i in range(len(keys), num_lesions))][:num_lesions]
+        names = [lesion.key for lesion in first_lesions(num_lesions)]
         foreign = set(lesion_masks) - set(names)
         if foreign or not lesion_masks:
             raise ValueError(

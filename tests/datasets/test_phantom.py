@@ -212,3 +212,13 @@ def test_on_disk_it_reads_back(tmp_path: Path) -> None:
     assert written == {key for key in LESION_KEYS if phantom.lesion_masks[key].any()}
     with pytest.raises(OutputError, match="exists"):
         write_phantom(phantom, folder)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vlm3d.datasets.phantom.writing._write_ct", full)
+    with pytest.raises(OutputError, match="no space left"):
+        write_phantom(coarse_phantom(), tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []

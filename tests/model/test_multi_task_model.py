@@ -122,6 +122,41 @@ def test_the_prediction_example() -> None:
     assert "Impression:" in predictions["reports"][0]
 
 
+def test_the_tiny_size_trains_and_predicts() -> None:
+    """The examples again at the size that a laptop runs, with the embedded text and language models."""
+    torch.manual_seed(0)
+    model = VLM3DMultiTask(load_config("tiny")).train()
+    batch = make_batch(model, size=1)
+    losses = MultiTaskLoss()(run(model, batch), batch)
+    losses["total"].backward()
+    assert {"classification", "localization", "generation", "total"} <= losses.keys()
+    assert losses["total"].isfinite()
+    assert all(p.grad is not None for p in model.part_parameters("vision"))
+    predictions = model.predict(
+        batch["ct_volume"],
+        batch["segmentation_mask"],
+        report_generation_config={"max_new_tokens": 6, "temperature": 0.7},
+    )
+    assert list(predictions["localization"]["masks"]) == list(LESION_KEYS)
+    assert predictions["reports"][0].startswith("Findings:")
+
+
+def test_all_18_diseases_can_be_localized() -> None:
+    """Prompts past the five lesions are the diseases themselves, under one name in masks, losses and words."""
+    config = small_config().model
+    config = config.model_copy(
+        update={"localizer": config.localizer.model_copy(update={"num_lesion_diseases": 18})}
+    )
+    model = VLM3DMultiTask(config, text_encoder=small_text_encoder(), load_llm=False, llm_dim=32)
+    masks = model.predict(torch.randn(1, 1, *SHAPE), generate_report=False)["localization"]["masks"]
+    assert len(masks) == 18
+    assert "atelectasis" in masks
+    outputs = model.eval()(torch.randn(1, 1, *SHAPE), tasks=["localization"])
+    batch = {"lesion_masks": {"atelectasis": torch.ones(1, *SHAPE)}}
+    assert MultiTaskLoss()(outputs, batch)["localization"] > 0
+    assert [lesion.key for lesion in model.report_generator.location.lesions] == list(masks)
+
+
 @pytest.mark.parametrize("mask", [True, False])
 def test_predicting_needs_no_mask_and_no_report(mask: bool) -> None:
     model = small_model()
@@ -330,7 +365,7 @@ def test_saving_is_whole_or_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vlm3d.model.checkpoint.save_file", full_disk)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left"):
         model.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from support.predictions import SHAPE, component, make_prediction
 from support.scan_files import affine_of, canonical, reoriented, small_chest
 from vlm3d.errors import OutputError
 from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
@@ -19,74 +20,18 @@ from vlm3d.labels import DISEASE_NAMES, LESIONS
 from vlm3d.outputs.writer import write_prediction
 from vlm3d.volume import Volume
 
-SHAPE = (12, 40, 44)
 
-
-def make_prediction(
+def nodule_prediction(
     training: str = "untrained", report: str = "Clear lungs.", source: str = "ct.nii.gz"
 ) -> Prediction:
-    component = {
-        "side": "right",
-        "region": "right upper lobe",
-        "level": "upper",
-        "volume_ml": 2.5,
-        "max_diameter_mm": 17.0,
-        "centroid_ras_mm": (50.0, 20.0, -250.0),
-        "centroid_index_dhw": (6, 15, 12),
-        "key_slice": 6,
-        "mean_probability": 0.8,
-    }
-    values: dict[str, Any] = {
-        "training_note": TRAINING_NOTES[training],  # type: ignore[index]
-        "created": "2026-01-01T00:00:00+00:00",
-        "versions": {"vlm3d": "0.0"},
-        "settings": {"seed": 0},
-        "scan": {
-            "source": source,
-            "shape_dhw": SHAPE,
-            "spacing_mm_dhw": (8.0, 7.0, 6.5),
-            "orientation": "SPL",
-            "model_grid_dhw": (12, 48, 48),
-            "model_spacing_mm_dhw": (8.0, 7.0, 6.5),
-            "anatomy": "none",
-            "notes": ["a note from reading"],
-        },
-        "model": {
-            "config": "tiny",
-            "checkpoint": "c",
-            "fingerprint": "0123456789abcdef",
-            "training": training,
-            "llm": "llm",
-            "parameters": 5,
-        },
-        "diseases": [
-            {"name": n, "probability": i / 20, "threshold": 0.5, "positive": i >= 10, "uncertainty": 0.5}
-            for i, n in enumerate(DISEASE_NAMES)
-        ],
-        "lesions": [
-            {
-                "key": lesion.key,
-                "name": lesion.name,
-                "mask_file": None,
-                "threshold": 0.5,
-                "max_probability": 0.9 if lesion.key == "lung_nodule" else 0.1,
-                "uncertainty": 0.4,
-                "volume_ml": 2.5 if lesion.key == "lung_nodule" else 0.0,
-                "components": [component] if lesion.key == "lung_nodule" else [],
-            }
-            for lesion in LESIONS
-        ],
-        "report": {
-            "text": report,
-            "findings": report,
-            "impression": "None.",
-            "recommendations": "None.",
-            "generated": True,
-        },
-        "seconds": {"read": 0.1},
-        "peak_rss_mb": 100.0,
-    }
-    return Prediction.model_validate(values)
+    return make_prediction(
+        {"lung_nodule": [component()]},
+        training,
+        notes=("a note from reading",),
+        source=source,
+        text=report,
+        findings=report,
+    )
 
 
 def make_masks() -> dict[str, np.ndarray]:
@@ -97,7 +42,7 @@ def make_masks() -> dict[str, np.ndarray]:
 
 def write(out: Path, prediction: Prediction | None = None, **options: Any) -> dict[str, Path]:
     volume = Volume(small_chest(SHAPE), affine_of())
-    return write_prediction(prediction or make_prediction(), volume, make_masks(), None, out, **options)
+    return write_prediction(prediction or nodule_prediction(), volume, make_masks(), None, out, **options)
 
 
 def test_all_files_and_the_schema(tmp_path: Path) -> None:
@@ -105,7 +50,7 @@ def test_all_files_and_the_schema(tmp_path: Path) -> None:
     assert all(path.is_file() for path in files.values())
     read = Prediction.model_validate_json(files["prediction"].read_text())
     assert read.lesions[4].mask_file == "masks/lung_nodule.nii.gz"
-    assert read.diseases == make_prediction().diseases
+    assert read.diseases == nodule_prediction().diseases
 
 
 def test_the_page_shows_every_disease_and_measurement(tmp_path: Path) -> None:
@@ -119,7 +64,7 @@ def test_the_page_shows_every_disease_and_measurement(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", ["untrained", "synthetic", "trained"])
 def test_the_banner_stands_exactly_when_it_must(tmp_path: Path, training: str) -> None:
-    files = write(tmp_path / "out", make_prediction(training))
+    files = write(tmp_path / "out", nodule_prediction(training))
     page, report = files["page"].read_text(), files["report"].read_text()
     note = TRAINING_NOTES[training]  # type: ignore[index]
     header = nib.load(files["lung_nodule"]).header["descrip"].tobytes()
@@ -133,7 +78,7 @@ def test_the_banner_stands_exactly_when_it_must(tmp_path: Path, training: str) -
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-    page = write(tmp_path / "out", make_prediction(report=attack, source=attack))["page"].read_text()
+    page = write(tmp_path / "out", nodule_prediction(report=attack, source=attack))["page"].read_text()
     assert attack not in page
     assert "<img src=x" not in page
     assert "&lt;script&gt;" in page
@@ -154,7 +99,7 @@ def test_masks_overlay_the_scan_on_any_axes(tmp_path: Path, order: tuple[int, ..
         voxels, affine = reoriented(small_chest(SHAPE), affine_of(), order, flips)
         mask, _ = reoriented(make_masks()["lung_nodule"], affine_of(), order, flips)
         files = write_prediction(
-            make_prediction(),
+            nodule_prediction(),
             Volume(voxels, affine),
             {"lung_nodule": mask},
             None,
@@ -196,7 +141,7 @@ def test_overwriting_replaces_only_our_own(tmp_path: Path) -> None:
     write(tmp_path / "out")
     with pytest.raises(OutputError):
         write(tmp_path / "out")
-    write(tmp_path / "out", make_prediction(report="New."), overwrite=True)
+    write(tmp_path / "out", nodule_prediction(report="New."), overwrite=True)
     assert json.loads((tmp_path / "out" / "prediction.json").read_text())["report"]["text"] == "New."
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"notes\.txt"):

@@ -38,7 +38,6 @@ from vlm3d.inference.prediction import (
 )
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
-from vlm3d.labels import MIDLINE_LESION_KEYS
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence, parse_report
@@ -289,9 +288,7 @@ class Pipeline:
         findings: list[LesionFinding] = []
         masks: dict[str, NDArray[np.bool_]] = {}
         pieces: dict[str, list[Component]] = {}
-        for (key, name), probability_DHW in zip(
-            self.model.lesion_names.items(), probability_LDHW, strict=True
-        ):
+        for lesion, probability_DHW in zip(self.model.lesions, probability_LDHW, strict=True):
             mask_DHW = self.preprocessor.invert_mask(probability_DHW, prepared.geometry, threshold)
             mask_view_DHW = canonical_view(mask_DHW, volume.affine)
             drop_small_pieces(mask_view_DHW, settings.min_lesion_ml / voxel_ml)
@@ -303,15 +300,15 @@ class Pipeline:
                 mask_view_DHW,
                 regions_DHW,
                 canonical_volume.spacing_mm,
-                midline=key in MIDLINE_LESION_KEYS,
+                midline=lesion.midline,
                 probability_DHW=on_scan_DHW,
                 landmarks=landmarks,
             )
-            masks[key], pieces[key] = mask_DHW, found
+            masks[lesion.key], pieces[lesion.key] = mask_DHW, found
             findings.append(
                 LesionFinding(
-                    key=key,
-                    name=name,
+                    key=lesion.key,
+                    name=lesion.name,
                     mask_file=None,
                     threshold=threshold,
                     max_probability=float(probability_DHW.max()),
@@ -344,7 +341,11 @@ class Pipeline:
             features.global_BC,
             features.region_BRC,
             features.patch_BNC,
-            prompt_texts=[describe_findings(positive, pieces) if generator.location.uses_text else ""],
+            prompt_texts=[
+                describe_findings(positive, pieces, self.model.lesions)
+                if generator.location.uses_text
+                else ""
+            ],
             evidence=LesionEvidence(masks_BLDHW=mask_probability_BLDHW, grid=features.grid),
             region_present_BR=features.region_present_BR,
             max_new_tokens=settings.max_new_tokens,

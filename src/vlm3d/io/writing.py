@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,3 +55,44 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """
     with atomic_writer(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; when the block ends well it takes its place under `folder`.
+
+    What stood there before is set aside and removed last, so a failure leaves it as it was. Whether it may be replaced
+    is the caller's to check.
+
+    Raises:
+        OutputError: The operating system refuses (no permission, full disk).
+    """
+    folder = Path(folder)
+    fresh: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name[:80]}.", dir=folder.parent))
+        fresh.chmod(0o755)
+        yield fresh
+        _take_place(fresh, folder)
+    except OSError as error:
+        words = (error.strerror or str(error) or type(error).__name__).lower()
+        raise OutputError(
+            f"{shown(folder)} cannot be written: {words}. Choose another folder or make room."
+        ) from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    old = fresh.with_name(f"{fresh.name}.old")
+    if folder.exists():
+        folder.replace(old)
+    try:
+        fresh.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

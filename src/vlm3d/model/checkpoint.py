@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +25,7 @@ from torch import Tensor
 
 from vlm3d.config import Config, config_from_dict
 from vlm3d.errors import CheckpointError, ConfigError, OutputError
+from vlm3d.io import whole_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,38 +45,14 @@ def write_checkpoint(
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and (_is_checkpoint(folder) or not any(folder.iterdir()))):
         raise OutputError(f"{folder} exists and is no checkpoint of vlm3d; name another folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
+    with whole_folder(folder) as fresh:
         (fresh / CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
         (fresh / TRAINING_FILE).write_text(json.dumps(training, indent=2), encoding="utf-8")
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS_FILE
-        )
-        fresh.chmod(0o755)
-        _swap(fresh, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(f"{folder} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    """Put a complete folder in place; the old one is removed last."""
-    old = fresh.with_name(fresh.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(fresh, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        try:
+            save_file(tensors, fresh / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.config import ClassifierConfig
-from vlm3d.model.prompts import disease_prompts
+from vlm3d.labels import first_diseases
 from vlm3d.model.text_encoder import TextEncoder
 from vlm3d.model.vision_encoder import VisionFeatures
 
@@ -41,7 +41,7 @@ class MultiLabelClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.prompts = list(prompts or disease_prompts(config.num_diseases))
+        self.prompts = list(prompts or (disease.sentence for disease in first_diseases(config.num_diseases)))
         if len(self.prompts) != config.num_diseases:
             raise ValueError(f"{config.num_diseases} diseases need as many prompts, got {len(self.prompts)}")
         shared = config.shared_dim

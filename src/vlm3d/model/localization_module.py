@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.config import LocalizerConfig
+from vlm3d.labels import first_lesions
 from vlm3d.model.attention_unet import TextGuidedAttentionUNet
 from vlm3d.model.denoising import DenoisingTransformer
 from vlm3d.model.patch_embedding import Grid
-from vlm3d.model.prompts import lesion_prompts
 from vlm3d.model.text_encoder import TextEncoder
 
 
@@ -85,7 +85,7 @@ class LesionLocalizationModule(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        prompts = list(prompts or lesion_prompts(config.num_lesion_diseases))
+        prompts = list(prompts or (lesion.prompt for lesion in first_lesions(config.num_lesion_diseases)))
         if len(prompts) != config.num_lesion_diseases:
             raise ValueError(f"{config.num_lesion_diseases} lesions need as many prompts, got {len(prompts)}")
         self.text_embedder = TextEmbedder(prompts, encoder_dim, config.text_dim)

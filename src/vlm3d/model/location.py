@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm3d.anatomy.measurement import find_landmarks, measure_lesion
-from vlm3d.labels import DISEASE_NAMES, LESIONS, Lesion
+from vlm3d.labels import DISEASE_NAMES, LESIONS, Lesion, first_lesions
 from vlm3d.model.projector import EmbeddingScale
 
 LocationStrategy = Literal["text", "embedding", "both", "none"]
@@ -90,8 +90,7 @@ class LesionLocationInjector(nn.Module):
         strategy: ``"text"``, ``"embedding"``, ``"both"`` or ``"none"``.
         vision_dim: Width C of the patch features.
         llm_dim: Width M of the language model.
-        num_lesions: Masks L a scan.
-        lesions: Their names; the shipped ones by default.
+        num_lesions: Masks L a scan, those of `vlm3d.labels.first_lesions`.
         output_rms: Scale of the tokens, see `EmbeddingScale`.
     """
 
@@ -101,12 +100,11 @@ class LesionLocationInjector(nn.Module):
         vision_dim: int,
         llm_dim: int,
         num_lesions: int = len(LESIONS),
-        lesions: Sequence[Lesion] = LESIONS,
         output_rms: float = 0.02,
     ) -> None:
         super().__init__()
         self.strategy = strategy
-        self.lesions = tuple(lesions[:num_lesions])
+        self.lesions = first_lesions(num_lesions)
         self.uses_text = strategy in ("text", "both")
         self.uses_embedding = strategy in ("embedding", "both")
         if self.uses_embedding:

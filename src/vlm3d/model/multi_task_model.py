@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm3d.config import Config, ModelConfig
+from vlm3d.config import Config, ModelConfig, with_model_fields
 from vlm3d.errors import CheckpointError
-from vlm3d.labels import DISEASE_NAMES, LESIONS, TASKS
+from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
 from vlm3d.model.localization_module import LesionLocalizationModule
+from vlm3d.model.part_sizes import PartSize, part_sizes
 from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
 from vlm3d.model.strict_loading import copy_strictly
 from vlm3d.model.text_encoder import TextEncoder, load_text_encoder, text_encoder_dim
@@ -75,8 +75,8 @@ class VLM3DMultiTask(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.config = _with_overrides(
-            _as_config(config),
+        self.config = with_model_fields(
+            config,
             vision={"in_channels": vision_in_channels, "embed_dim": vision_embed_dim, "depth": vision_depth},
             classifier={"num_diseases": num_diseases},
             localizer={"num_lesion_diseases": num_lesion_diseases},
@@ -120,16 +120,12 @@ class VLM3DMultiTask(nn.Module):
     @property
     def disease_names(self) -> list[str]:
         """Names of the classifier's labels, in order."""
-        count = self.config.model.classifier.num_diseases
-        return [*DISEASE_NAMES, *(f"Disease {i + 1}" for i in range(len(DISEASE_NAMES), count))][:count]
+        return [disease.name for disease in first_diseases(self.config.model.classifier.num_diseases)]
 
     @property
-    def lesion_names(self) -> dict[str, str]:
-        """Key -> name of the localizer's lesions, in order."""
-        shipped = {lesion.key: lesion.name for lesion in LESIONS}
-        count = self.config.model.localizer.num_lesion_diseases
-        more = {f"lesion_{i + 1}": f"Lesion {i + 1}" for i in range(len(shipped), count)}
-        return dict(list((shipped | more).items())[:count])
+    def lesions(self) -> tuple[Lesion, ...]:
+        """The localizer's lesions, in the order of its masks."""
+        return first_lesions(self.config.model.localizer.num_lesion_diseases)
 
     # --- one forward pass --------------------------------------------------------------------------------------
 
@@ -275,7 +271,7 @@ class VLM3DMultiTask(nn.Module):
                     region_present_BR=features.region_present_BR,
                     **(report_generation_config or {}),
                 )
-        keys = list(self.lesion_names)
+        keys = [lesion.key for lesion in self.lesions]
         return {
             "classification": {
                 "probabilities": probabilities_BK,
@@ -311,7 +307,8 @@ class VLM3DMultiTask(nn.Module):
                 known = ~disease_labels.isnan()
                 findings_BK = torch.where(known, disease_labels.to(findings_BK.dtype), findings_BK)
             logits = (outputs.get("localization") or self.localize(ct_volume, features))["mask_logits"]
-            masks = dict(zip(self.lesion_names, logits.detach().sigmoid().unbind(1), strict=True))
+            keys = [lesion.key for lesion in self.lesions]
+            masks = dict(zip(keys, logits.detach().sigmoid().unbind(1), strict=True))
             for key, true_BDHW in (lesion_masks_gt or {}).items():
                 known_B = (true_BDHW.flatten(1).amin(1) >= 0)[:, None, None, None]
                 masks[key] = torch.where(known_B, true_BDHW.to(masks[key].dtype), masks[key])
@@ -380,25 +377,20 @@ class VLM3DMultiTask(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def count_parameters(self) -> list[PartSize]:
-        """Parameters a part, the frozen text encoder and language model included."""
-        rows = [
-            PartSize(name, _count(module), _count(module, trainable=True))
-            for name, module in (
-                ("3D vision encoder", self.vision_encoder),
-                ("classifier", self.classifier),
-                ("localizer: text embedder", self.localizer.text_embedder),
-                ("localizer: denoising transformer", self.localizer.denoiser),
-                ("localizer: attention U-Net", self.localizer.unet),
-                ("localizer: text alignment", self.localizer.alignment),
-                ("vision projector", self.report_generator.projector),
-                ("lesion location injector", self.report_generator.location),
-            )
-        ]
-        if self.report_generator.llm is not None:
-            adapters = sum(p.numel() for p in self.part_parameters("adapters"))
-            rows.append(PartSize("language model (frozen)", _count(self.report_generator.llm) - adapters, 0))
-            rows.append(PartSize("LoRA adapters", adapters, adapters))
-        return rows
+        """Parameters a part, the frozen language model included if it is loaded."""
+        return part_sizes(
+            {
+                "3D vision encoder": self.vision_encoder,
+                "classifier": self.classifier,
+                "localizer: text embedder": self.localizer.text_embedder,
+                "localizer: denoising transformer": self.localizer.denoiser,
+                "localizer: attention U-Net": self.localizer.unet,
+                "localizer: text alignment": self.localizer.alignment,
+                "vision projector": self.report_generator.projector,
+                "lesion location injector": self.report_generator.location,
+            },
+            self.report_generator.llm,
+        )
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -500,51 +492,9 @@ class VLM3DMultiTask(nn.Module):
         return model.eval()
 
 
-@dataclass(frozen=True)
-class PartSize:
-    """Parameters of one part of the model."""
-
-    name: str
-    parameters: int
-    trainable: int
-
-
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
     """Length of a saved tensor's axis; None where it is missing, which strict loading reports."""
     return state[name].shape[axis] if name in state and state[name].ndim > axis else None
-
-
-def _count(module: nn.Module, *, trainable: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-
-
-def _as_config(config: Config | ModelConfig | None) -> Config:
-    if isinstance(config, ModelConfig):
-        return Config(model=config)
-    return config or Config()
-
-
-def _with_overrides(config: Config, **sections: Mapping[str, Any]) -> Config:
-    """Replace single fields, and let head counts follow a width that they no longer divide."""
-    given = {
-        section: {name: value for name, value in fields.items() if value is not None}
-        for section, fields in sections.items()
-    }
-    width = given["vision"].get("embed_dim")
-    if width is not None:
-        if width % config.model.vision.num_heads:
-            given["vision"]["num_heads"] = _heads_for(width)
-        if width % config.model.localizer.denoiser_heads:
-            given["localizer"]["denoiser_heads"] = _heads_for(width)
-    values = config.model_dump()
-    for section, fields in given.items():
-        values["model"][section].update(fields)
-    return Config.model_validate(values)
-
-
-def _heads_for(width: int) -> int:
-    """The most heads of at least 32 channels that divide a width."""
-    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
 
 
 def _without_channel(mask: Tensor | None) -> Tensor | None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Prediction
-from vlm3d.labels import LESIONS
+from vlm3d.labels import EXTRA_COLORS, LESIONS
 from vlm3d.outputs.lesion_cards import CanonicalScan, LesionRow, key_images, lesion_rows, overviews
 from vlm3d.outputs.report_text import printable, report_sections, warning_line
 from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, body_box
@@ -24,7 +24,6 @@ from vlm3d.outputs.slice_viewer import build_viewer
 from vlm3d.preprocessing.orientation import canonical_view, to_canonical
 from vlm3d.volume import RegionMap, Volume
 
-_OTHER_COLORS = ("#4fc3c7", "#d9c34a", "#f08fb0", "#9aa7ff", "#a0d468", "#ff9f68")
 _LONGEST_FACT = 120
 
 
@@ -118,7 +117,7 @@ def _colors(lesions: list[LesionFinding]) -> dict[str, str]:
     """The lesions' colors; those that `vlm3d.labels` does not know take the next free one."""
     known = {lesion.key: lesion.color for lesion in LESIONS}
     others = [lesion.key for lesion in lesions if lesion.key not in known]
-    return known | {key: _OTHER_COLORS[place % len(_OTHER_COLORS)] for place, key in enumerate(others)}
+    return known | {key: EXTRA_COLORS[place % len(EXTRA_COLORS)] for place, key in enumerate(others)}
 
 
 def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,9 +13,6 @@ FOLDER/
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +21,7 @@ import numpy as np
 
 from vlm3d.datasets.phantom.generation import Phantom
 from vlm3d.errors import OutputError
-from vlm3d.io import write_nifti_mask
+from vlm3d.io import whole_folder, write_nifti_mask
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.volume import Volume
 
@@ -36,14 +33,15 @@ def write_phantom(phantom: Phantom, folder: str | Path) -> Path:
         OutputError: The folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists already; name a new folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists already; name a new folder")
+    truth = {
+        "seed": phantom.seed,
+        "patient": phantom.patient,
+        "labels": dict(zip(DISEASE_NAMES, (int(v) for v in phantom.disease_labels), strict=True)),
+        "findings": [asdict(item) for item in phantom.truth],
+    }
+    with whole_folder(folder) as fresh:
         _write_ct(phantom.volume, fresh / "ct.nii.gz")
         write_nifti_mask(phantom.regions.labels_DHW, phantom.regions.affine, fresh / "regions.nii.gz")
         (fresh / "masks").mkdir()
@@ -52,20 +50,8 @@ def write_phantom(phantom: Phantom, folder: str | Path) -> Path:
                 write_nifti_mask(
                     mask_DHW.astype(np.uint8), phantom.volume.affine, fresh / "masks" / f"{key}.nii.gz"
                 )
-        truth = {
-            "seed": phantom.seed,
-            "patient": phantom.patient,
-            "labels": dict(zip(DISEASE_NAMES, (int(v) for v in phantom.disease_labels), strict=True)),
-            "findings": [asdict(item) for item in phantom.truth],
-        }
         (fresh / "truth.json").write_text(json.dumps(truth, indent=2), encoding="utf-8")
         (fresh / "report.txt").write_text(phantom.report.text + "\n", encoding="utf-8")
-        fresh.chmod(0o755)
-        os.replace(fresh, folder)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
