@@ -1,0 +1,1 @@
+"""Training: phases, the loop, balancing, tracking and plans."""
