@@ -8,7 +8,8 @@ VLM3DError                    1   anything below; catch this to catch them all
 │   ├── ArchiveError              a zip with unsafe paths, too many files or too many bytes
 │   ├── NotAChestCTError          readable, but not a 3D CT in HU, or not of a chest
 │   ├── SeriesError               no series, several of them, or slices that make no volume
-│   └── MaskError                 an anatomy mask on another grid or with unknown labels
+│   ├── MaskError                 an anatomy mask on another grid or with unknown labels
+│   └── DataError                 a data set's tables, files or splits contradict each other
 ├── CheckpointError           4   a checkpoint folder lacks, or has too much of, something
 ├── OutputError               5   the output cannot be written (permission, full disk)
 ├── MissingExtraError         6   an optional package is needed; the message says what to type
@@ -59,6 +60,10 @@ class SeriesError(InputError):
 
 class MaskError(InputError):
     """An anatomy mask does not fit the scan's grid or holds labels that no table knows."""
+
+
+class DataError(InputError):
+    """A data set's tables, files or splits are missing something or contradict each other."""
 
 
 class CheckpointError(VLM3DError):

@@ -7,7 +7,7 @@ is a module-level function bound to paths (``functools.partial``), never a closu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,11 +27,19 @@ class CaseData:
         regions: Its anatomical regions on the scan's grid and axes, or None.
         lesion_masks: Lesion key -> bool mask on the scan's grid and axes. A key that is missing was not annotated; a mask
             without a voxel says that the lesion is not there.
+        labels_K: As in `Case`, where only reading tells them (a phantom's); None leaves the case's own.
+        report: As in `Case`; None leaves the case's own.
+        report_is_synthetic: As in `Case`; None leaves the case's own.
+        facts: As in `Case`; None leaves the case's own.
     """
 
     volume: Volume
     regions: RegionMap | None = None
     lesion_masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    labels_K: tuple[float, ...] | None = None
+    report: str | None = None
+    report_is_synthetic: bool | None = None
+    facts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,8 @@ class Case:
     report: str | None = None
     report_is_synthetic: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def described_by(self, data: CaseData) -> Case:
+        """The case with what its data say about labels, report and facts, where they say it."""
+        told = {name: getattr(data, name) for name in ("labels_K", "report", "report_is_synthetic", "facts")}
+        return replace(self, **{name: value for name, value in told.items() if value is not None})
