@@ -1,0 +1,138 @@
+"""What a sentence says about a finding that it names: there, not there, perhaps, or only in the past."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import Literal
+
+Status = Literal["positive", "negative", "uncertain", "historical"]
+
+_SEEN = (
+    r"(?:observed|detected|seen|found|noted|present|identified|encountered|demonstrated|visuali[sz]ed|evident|"
+    r"available|monitored|watched|selected|distinguished|noticed|appreciated|revealed|remarkable|visible|shown|"
+    r"determined|described|followed|reported|considered|suspected|recogni[sz]ed|discernible|apparent|there)"
+)
+_BE = r"(?:is|are|was|were|has been|have been|had been|can be|could be|be)"
+_ADVERB = r"(?:\w+ly |also |still |now |further |yet )?"
+
+# "no change in the nodules" denies a change, never the nodules
+_NOT_A_DENIAL = (
+    r"(?:no|not|without|nor)(?: (?:any|a|an|the|obvious|marked|meaningful|major))?(?: (?:statistically )?"
+    r"(?:significant(?:ly)?|notabl[ey]|apparent|newly|new|recent|sensible|serious|evident|clear|definite))?"
+    r" (?:interval |size |dimensional |radiological |numerical )?"
+    r"(?:chang\w*|differ\w*|increas\w*|decreas\w*|progress\w*|regress\w*|alter\w*|grow\w*|enlargement in|interval|"
+    r"develop\w*|newly|only|contrast|completely|optimal\w*|possible|exclude\w*|ruled out|be excluded|be ruled out|"
+    r"be evaluated|be clearly evaluated|evaluated|be differentiated|be distinguished|fully|entirely|known|given|"
+    r"measured|reach\w*|exceed\w*|meet|included|enter|enhance\w*|show(?:ing)? (?:\w+ )?(?:contrast|enhancement|change|"
+    r"difference)|cause|obstruct\w*|need\w*|require\w*|shift\w*|communicat\w*)"
+)
+_CUE = re.compile(
+    rf"""
+    \b(?:
+      (?P<skip> {_NOT_A_DENIAL} | non[ ]?specific | no[ ]longer[ ](?:as|so) | no[ ]doubt | whether[ ]or[ ]not )
+    | (?P<except> (?:other[ ]than|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
+        beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
+    | (?P<after> (?:{_BE}[ ])?(?:not|n't)[ ]{_ADVERB}(?:been[ ])?{_SEEN} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN}
+      | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
+      | un(?:detected|observed)
+      | (?:is|are|was|were|are[ ]all)[ ](?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural) )
+    | (?P<past> (?:has|have|had|was|were|is|are)?[ ]?(?:completely|totally|almost[ ]completely|entirely)[ ]
+        (?:regressed|resolved|disappeared|resorbed|resorpt\w*|lost|resected|excised|drained|recovered)
+      | (?:has|have|had)[ ](?:resolved|disappeared|been[ ](?:removed|resected|excised|drained))
+      | (?:was|were)[ ](?:removed|resected|excised) | disappeared | no[ ]longer )
+    | (?P<before> no|not|without|free[ ](?:of|from)|absence[ ]of|negative[ ]for|neither|nor|never|lack[ ]of|
+        rather[ ]than|devoid[ ]of|instead[ ]of|ruled?[ ]out|exclude[ds]? )
+    | (?P<seen> {_BE}[ ]{_ADVERB}(?:{_SEEN}|made|measured|accompanied|located|stable|thought|evaluated|increased)
+      | there[ ](?:is|are|was|were) | observed | detected | consists?[ ]of | attracts?[ ]attention )
+    | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only )
+    )\b
+    """,
+    re.VERBOSE,
+)
+_CUT = re.compile(r"[,:]| and ")
+_DOUBT = re.compile(
+    r"\?|\b(?:suspicious|suspect\w*|may|might|could be|can be|possib\w*|probab\w*|likely|question\w*|"
+    r"cannot be (?:excluded|ruled out)|differential|in terms of|in favou?r of|suggest\w*|susp|considered|compatible)\b"
+)
+_HISTORY = re.compile(
+    r"\b(?:history of|operated for|previously (?:known|treated|diagnosed)|known (?:case|to have had)|"
+    r"treated for|followed up for|clinical diagnosis)\b"
+)
+
+
+class Context:
+    """The cues of one sentence, found once and asked for every finding in it.
+
+    Args:
+        sentence: In the form of `vlm3d.evaluation.sentences.plain`.
+    """
+
+    __slots__ = ("_cues", "_cuts", "_sentence")
+
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+        self._cues = [(match.lastgroup or "", match.start(), match.end()) for match in _CUE.finditer(sentence)]
+        self._cuts: list[int] | None = None
+
+    def status(self, start: int, end: int) -> Status:
+        """What is said about the finding named from `start` to `end`."""
+        if self._cues:
+            denied = self._denied(start, end)
+            if denied is not None:
+                return denied
+        sentence = self._sentence
+        if _HISTORY.search(sentence, 0, start):
+            return "historical"
+        if _DOUBT.search(sentence):
+            return "uncertain"
+        return "positive"
+
+    def _denied(self, start: int, end: int) -> Status | None:
+        """Negative or historical, where a cue before or after the finding says so."""
+        last = ""
+        open_denial = False
+        excepted = False
+        seen_end = 0
+        for kind, begin, finish in self._cues:
+            if finish > start:
+                break
+            if kind == "before":
+                open_denial, excepted = True, False
+            elif kind == "except":
+                excepted = open_denial
+                open_denial = False
+            elif kind == "stop":
+                open_denial = excepted = False
+            elif kind in ("seen", "after") and (open_denial or kind == "after"):
+                # "no mass is seen in the lung": what follows the verb is denied only as the mass's place
+                open_denial = False
+                seen_end = finish
+            last = kind
+        if open_denial:
+            return "negative"
+        del last, seen_end
+        return self._denied_after(start, end, excepted)
+
+    def _denied_after(self, start: int, end: int, excepted: bool) -> Status | None:
+        for kind, begin, _ in self._cues:
+            if begin < end:
+                continue
+            if kind == "after":
+                return None if excepted else "negative"
+            if kind == "past":
+                return "historical"
+            if kind == "seen":
+                # "a nodule is seen on the right and effusion was not": the denial belongs to what follows the cut
+                return None
+            if kind in ("stop", "except"):
+                return None
+            if kind == "before" and self._cut_between(end, begin):
+                return None
+        return None
+
+    def _cut_between(self, start: int, end: int) -> bool:
+        if self._cuts is None:
+            self._cuts = [match.start() for match in _CUT.finditer(self._sentence)]
+        place = bisect_right(self._cuts, start - 1)
+        return place < len(self._cuts) and self._cuts[place] < end

@@ -1,0 +1,80 @@
+"""Reports cut into sentences whose places in the report stay known."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_EDGES = " \t\r\n\"'•·*>|"
+
+# A sentence ends at a full stop, an exclamation mark or a semicolon, and at a question mark outside brackets; also at
+# a line's end, at a bullet, and where a numbered list goes on. A stop inside "1.5", "e.g." or "Dr." ends nothing.
+_BREAK = re.compile(
+    r"""
+    (?<!\be\.g) (?<!\bi\.e) (?<!\bvs) (?<!\bca) (?<!\bapprox) (?<!\bdr) (?<!\bfig) (?<!\bno) (?<!\bseg) (?<!\bmax)
+    (?<!\bresp) (?<!\bincl) (?<!\bcf)
+    \. (?! \d | [a-z]\. | [a-z]{2,3} \b \.\w )
+    | [;!]
+    | \? (?= ["\s]* (?: $ | [A-Z•] ) )
+    | [\r\n]+ (?! [a-z(] )
+    | [•·] | \s[*>]\s
+    | (?<= [a-z)] ) \s+ (?= \d{1,2} [.)] \s+ [A-Z] )
+    | (?<= \w ) \s* " \s* (?= [A-Z] )
+    """,
+    re.VERBOSE,
+)
+
+
+class Sentence(NamedTuple):
+    """One sentence of a report.
+
+    Attributes:
+        text: As written, without the spaces, quotes and bullets around it.
+        start: Index of its first character in the report.
+        end: Index past its last character.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+def split_sentences(text: str) -> list[Sentence]:
+    """Cut a report into sentences.
+
+    Semicolons end a sentence, as in the lists of findings that radiologists dictate; a question mark inside brackets
+    does not. Decimals ("1.5 mm"), abbreviations and numbers of a list are left whole.
+
+    >>> [sentence.text for sentence in split_sentences("A cyst of 1.5 cm. No effusion; clear lungs")]
+    ['A cyst of 1.5 cm.', 'No effusion;', 'clear lungs']
+    """
+    sentences = []
+    start = 0
+    for match in _BREAK.finditer(text):
+        _append(sentences, text, start, match.end())
+        start = match.end()
+    _append(sentences, text, start, len(text))
+    return sentences
+
+
+def _append(sentences: list[Sentence], text: str, start: int, end: int) -> None:
+    piece = text[start:end]
+    inner = piece.strip(_EDGES)
+    if inner:
+        begin = start + len(piece) - len(piece.lstrip(_EDGES))
+        sentences.append(Sentence(inner, begin, begin + len(inner)))
+
+
+_ONE_TO_ONE = str.maketrans({"İ": "I", "-": " ", "/": " ", "_": " ", "–": " ", "—": " ", "’": "'", "\n": " "})
+
+
+def plain(text: str) -> str:
+    """Lower case with hyphens and slashes as spaces; every character keeps its index.
+
+    >>> plain("Effusion-thickening")
+    'effusion thickening'
+    """
+    lowered = text.translate(_ONE_TO_ONE).lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(letter if len(low := letter.lower()) != 1 else low for letter in text.translate(_ONE_TO_ONE))
