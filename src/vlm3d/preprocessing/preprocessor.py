@@ -1,14 +1,14 @@
 """From a scan to the model's input, and from the model's masks back to the scan.
 
 The one place that orders the steps. There: turn to canonical axes, choose the part that the model sees,
-resample only that part, pad, window. Back: the same in reverse. Both stream through the slices, so memory
-beyond the result stays small.
+resample only that part, pad, window (or keep HU, for a store). Back: the same in reverse. Both stream through the
+slices, so memory beyond the result stays small.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from vlm3d.config import PreprocessingConfig
 from vlm3d.errors import MaskError
 from vlm3d.preprocessing.cropping import AxisWindow, choose_window, cut_core, lung_box
 from vlm3d.preprocessing.geometry import ScanGeometry
-from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
+from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, outside_hu, stored_hu, window_in_place
+from vlm3d.preprocessing.masks import resample_mask
 from vlm3d.preprocessing.orientation import canonical_view, regions_to_canonical, to_canonical
-from vlm3d.preprocessing.resampling import linear_weights, resample_linear, resample_nearest
+from vlm3d.preprocessing.resampling import Finish, linear_weights, resample_linear, resample_nearest
 from vlm3d.volume import RegionMap, Volume, spacing_from_affine
 
 _AXIS_WORDS = ("head to foot", "front to back", "right to left")
@@ -48,6 +49,21 @@ class PreparedScan:
         return self.geometry.model_affine
 
 
+@dataclass(frozen=True)
+class HounsfieldScan:
+    """One scan on the model's grid before windowing: what a store keeps.
+
+    Attributes:
+        hu_DHW: int16 HU, canonical axes; padding is `vlm3d.preprocessing.intensity.outside_hu`.
+        regions_DHW: As in `PreparedScan`.
+        geometry: As in `PreparedScan`.
+    """
+
+    hu_DHW: NDArray[np.int16]
+    regions_DHW: NDArray[np.uint8] | None
+    geometry: ScanGeometry
+
+
 class Preprocessor:
     """Prepares scans for a model, and brings its masks back to the scan.
 
@@ -70,28 +86,68 @@ class Preprocessor:
         Raises:
             MaskError: The anatomy lies on another grid.
         """
+        window = partial(window_in_place, hu_window=self.config.hu_window)
+        intensity_DHW, regions_DHW, geometry = self._resample(
+            volume, regions, np.float32, OUTSIDE_VALUE, window
+        )
+        return PreparedScan(intensity_DHW, regions_DHW, geometry)
+
+    def apply_hu(self, volume: Volume, regions: RegionMap | None = None) -> HounsfieldScan:
+        """Bring a scan to the model's grid and keep its Hounsfield units; windowing them gives what `apply` gives.
+
+        Args:
+            volume: As for `apply`.
+            regions: As for `apply`.
+
+        Raises:
+            MaskError: The anatomy lies on another grid.
+        """
+        outside = outside_hu(self.config.hu_window)
+        store = partial(stored_hu, lowest=outside)
+        hu_DHW, regions_DHW, geometry = self._resample(volume, regions, np.int16, outside, store)
+        return HounsfieldScan(hu_DHW, regions_DHW, geometry)
+
+    def apply_masks(
+        self, masks: Mapping[str, NDArray[np.bool_]], geometry: ScanGeometry
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Bring lesion masks to the model's grid, so that small lesions stay; see `resample_mask`.
+
+        Args:
+            masks: By name, on the scan's own grid and axes.
+            geometry: From `apply` or `apply_hu`.
+
+        Raises:
+            MaskError: A mask has another shape than the scan.
+        """
+        return {
+            name: resample_mask(mask_DHW, geometry, name, self.threads) for name, mask_DHW in masks.items()
+        }
+
+    def _resample(
+        self,
+        volume: Volume,
+        regions: RegionMap | None,
+        dtype: type[np.generic],
+        outside: float,
+        finish: Finish,
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None, ScanGeometry]:
+        """The scan and its regions on the model grid; ``finish`` makes what is stored of a few resampled slices."""
         scan = to_canonical(volume)
         anatomy = None if regions is None else _matching_regions(scan, regions)
         geometry = self.plan(volume, anatomy)
         inside = tuple(slice(*content) for content in geometry.content_DHW)
         positions = tuple(geometry.scan_positions(axis) for axis in range(3))
-        intensity_DHW = np.full(geometry.model_shape_DHW, OUTSIDE_VALUE, np.float32)
+        image_DHW = np.full(geometry.model_shape_DHW, outside, dtype)
         supports = geometry.step_DHW if self.config.antialias else (1.0, 1.0, 1.0)
         along_d, along_h, along_w = (
             linear_weights(*axis) for axis in zip(positions, scan.shape_DHW, supports, strict=True)
         )
-        resample_linear(
-            scan.voxels_DHW,
-            (along_d, along_h, along_w),
-            intensity_DHW[inside],
-            partial(window_in_place, hu_window=self.config.hu_window),
-            self.threads,
-        )
+        resample_linear(scan.voxels_DHW, (along_d, along_h, along_w), image_DHW[inside], finish, self.threads)
         regions_DHW = None
         if anatomy is not None:
             regions_DHW = np.zeros(geometry.model_shape_DHW, np.uint8)
             resample_nearest(anatomy.labels_DHW, positions, regions_DHW[inside])
-        return PreparedScan(intensity_DHW, regions_DHW, geometry)
+        return image_DHW, regions_DHW, geometry
 
     def plan(self, volume: Volume, anatomy: RegionMap | None) -> ScanGeometry:
         """Decide which part of a scan the model sees, without touching its voxels.

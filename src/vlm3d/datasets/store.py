@@ -1,0 +1,396 @@
+"""The store: prepared scans on disk, made once by ``vlm3d prepare`` and read in crops while training.
+
+```
+STORE/
+├── fingerprint.json             how the scans were prepared: schema version, preprocessing settings, anatomy, their sha256
+├── manifest.jsonl               one line a case, sorted: what `PreparedCase` holds
+├── failed.jsonl                 one line a case that could not be prepared: case_id, reason
+└── cases/<case_id>/
+    ├── image.b2nd               int16 HU (D, H, W) on the model's grid, not windowed
+    ├── regions.b2nd             uint8 region ids, 0 where no anatomy is known
+    ├── lesions.b2nd             uint8; bit l is the l-th of `vlm3d.labels.LESION_KEYS`
+    └── case.json                the case's line of the manifest, from which a lost manifest is rebuilt
+```
+
+A case's folder appears whole or not at all. Arrays are blosc2 frames, LZ4 over shuffled bits: chunks of
+16x128x128 in blocks of 8x32x32, so that a crop decompresses little beyond itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm3d.config import PreprocessingConfig
+from vlm3d.datasets.case import Split
+from vlm3d.errors import ConfigError, DataError, OutputError
+from vlm3d.io import whole_folder, write_atomically
+from vlm3d.io.wording import reason
+
+SCHEMA_VERSION = 1
+FINGERPRINT, MANIFEST, FAILED, CASES, CASE = (
+    "fingerprint.json",
+    "manifest.jsonl",
+    "failed.jsonl",
+    "cases",
+    "case.json",
+)
+ARRAYS: dict[str, type[np.generic]] = {"image": np.int16, "regions": np.uint8, "lesions": np.uint8}
+"""Arrays of a case and their number types."""
+
+AnatomyMode = Literal["given", "classical", "auto", "none"]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+CHUNK_DHW, BLOCK_DHW = (16, 128, 128), (8, 32, 32)
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
+_CODEC, _LEVEL, _FILTER = blosc2.Codec.LZ4, 5, blosc2.Filter.BITSHUFFLE
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One line of the manifest.
+
+    Attributes:
+        case_id: As in `vlm3d.datasets.case.Case`.
+        patient_id: As in `Case`.
+        source: As in `Case`.
+        split: As in `Case`.
+        labels_K: 0, 1 or NaN (unknown) for each disease, or None where no label is known.
+        known_lesions: Lesions that were annotated, whether found or not; of all others the masks say nothing.
+        lesion_voxels: Known lesion -> voxels of its mask on this grid.
+        report: Text, or None.
+        report_is_synthetic: As in `Case`.
+        facts: As in `Case`.
+        shape_DHW: Of the three arrays.
+        spacing_mm: Voxel size along (D, H, W).
+        affine: ``(d, h, w, 1)`` to RAS+ mm.
+        geometry: Where the grid lies in the scan: `ScanGeometry.from_dict` reads it.
+        regions_method: Where the regions come from, as in `RegionMap`; None without regions.
+        notes: What reading and preparing had to do to the scan.
+        files: Array name -> ``{"bytes": size, "sha256": checksum}`` of its file.
+    """
+
+    case_id: str
+    patient_id: str
+    source: str
+    split: Split | None
+    labels_K: tuple[float, ...] | None
+    known_lesions: tuple[str, ...]
+    lesion_voxels: Mapping[str, int]
+    report: str | None
+    report_is_synthetic: bool
+    facts: Mapping[str, Any]
+    shape_DHW: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: tuple[tuple[float, ...], ...]
+    geometry: Mapping[str, Any]
+    regions_method: str | None
+    notes: tuple[str, ...]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> str:
+        """One line of JSON; an unknown label is null."""
+        values = asdict(self)
+        if self.labels_K is not None:
+            values["labels_K"] = [None if math.isnan(label) else label for label in self.labels_K]
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> PreparedCase:
+        """The case that `to_json` wrote.
+
+        Raises:
+            ValueError: The line is damaged or has other fields.
+        """
+        values = json.loads(line)
+        names = {item.name for item in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError("not a prepared case")
+        if values["labels_K"] is not None:
+            values["labels_K"] = tuple(
+                math.nan if label is None else float(label) for label in values["labels_K"]
+            )
+        for name in ("known_lesions", "shape_DHW", "spacing_mm", "notes"):
+            values[name] = tuple(values[name])
+        values["affine"] = tuple(tuple(row) for row in values["affine"])
+        return cls(**values)
+
+    def in_split(self, split: Split | None) -> PreparedCase:
+        """The same case in another split."""
+        return replace(self, split=split)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """How the scans of a store were prepared; two stores with the same one can be trained on together.
+
+    Attributes:
+        preprocessing: Settings of the grid, the crop and the window.
+        anatomy: Where regions come from.
+        schema_version: Of the store's files.
+    """
+
+    preprocessing: PreprocessingConfig
+    anatomy: AnatomyMode
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in it."""
+        return hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Indented JSON with the checksum."""
+        return json.dumps({**self._values(), "sha256": self.sha256}, indent=2) + "\n"
+
+    def differences(self, other: Fingerprint) -> list[tuple[str, Any, Any]]:
+        """Name, value here and value there of every setting that differs."""
+        mine, others = self._flat(), other._flat()
+        return [(name, mine.get(name), others.get(name)) for name in mine if mine[name] != others.get(name)]
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "schema_version": self.schema_version,
+            "anatomy": self.anatomy,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+        }
+
+    def _flat(self) -> dict[str, Any]:
+        values = self._values()
+        return {**values.pop("preprocessing"), **values}
+
+
+def refuse_other(store: Path, found: Fingerprint, wanted: Fingerprint) -> None:
+    """Refuse a store that was prepared otherwise.
+
+    Raises:
+        ConfigError: Names both fingerprints and the settings in which they differ.
+    """
+    if found.sha256 == wanted.sha256:
+        return
+    words = ", ".join(f"{name} {here} instead of {there}" for name, here, there in found.differences(wanted))
+    raise ConfigError(
+        f"{store} was prepared with fingerprint {found.sha256[:12]}, wanted is {wanted.sha256[:12]}: it has {words}. "
+        "Use these settings, or another store."
+    )
+
+
+def read_fingerprint(store: Path) -> Fingerprint:
+    """How a store was prepared.
+
+    Raises:
+        DataError: The folder is no store, or one of another version of vlm3d.
+    """
+    path = store / FINGERPRINT
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["schema_version"] != SCHEMA_VERSION:
+            raise DataError(
+                f"{store} has store version {values['schema_version']}, this vlm3d reads version {SCHEMA_VERSION}; "
+                "prepare it again"
+            )
+        if values["anatomy"] not in get_args(AnatomyMode):
+            raise ValueError("unknown anatomy")
+        found = Fingerprint(PreprocessingConfig.model_validate(values["preprocessing"]), values["anatomy"])
+    except FileNotFoundError as error:
+        raise DataError(f"{store} is no store: it has no {FINGERPRINT}; vlm3d prepare makes one") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({reason(error)}); prepare the store again") from error
+    if found.sha256 != values.get("sha256"):
+        raise DataError(f"{path} was changed by hand: its sha256 is not that of its settings; restore it")
+    return found
+
+
+def open_store(store: Path, wanted: Fingerprint) -> None:
+    """Make a store, or check that the one there was prepared alike.
+
+    Raises:
+        ConfigError: It was prepared otherwise.
+        OutputError: Something that is no store is in its place, or it cannot be written.
+    """
+    if (store / FINGERPRINT).is_file():
+        refuse_other(store, read_fingerprint(store), wanted)
+        return
+    try:
+        if store.exists() and (not store.is_dir() or any(store.iterdir())):
+            raise OutputError(f"{store} exists and is no store of vlm3d; name a new folder")
+        (store / CASES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{store} cannot be written: {reason(error)}; choose another folder") from error
+    write_atomically(store / FINGERPRINT, wanted.to_json())
+
+
+def check_case_id(case_id: str) -> None:
+    """Refuse an identifier that cannot name a folder.
+
+    Raises:
+        DataError: It holds other characters than letters, digits, ``_ . -``, or begins with a dot.
+    """
+    if not _CASE_ID.fullmatch(case_id):
+        raise DataError(
+            f"case_id '{case_id[:80]}' cannot name a folder: it takes up to 200 letters, digits, _ . - and no dot in front"
+        )
+
+
+def write_case(
+    store: Path, case: PreparedCase, arrays: Mapping[str, NDArray[Any]], threads: int = 1
+) -> PreparedCase:
+    """Write a case's folder, whole or not at all; returns the case with sizes and checksums.
+
+    Args:
+        store: The store.
+        case: Its ``files`` are filled in here.
+        arrays: The three of `ARRAYS`.
+        threads: Blocks compressed side by side.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with whole_folder(store / CASES / case.case_id) as folder:
+        for name, dtype in ARRAYS.items():
+            frame = _compressed(np.ascontiguousarray(arrays[name], dtype), threads)
+            array_path(folder, name).write_bytes(frame)
+            found[name] = {"bytes": len(frame), "sha256": hashlib.sha256(frame).hexdigest()}
+        written = replace(case, files=found)
+        (folder / CASE).write_text(written.to_json() + "\n", encoding="utf-8")
+    return written
+
+
+def array_path(folder: Path, name: str) -> Path:
+    """File of one array in a case's folder."""
+    return folder / f"{name}.b2nd"
+
+
+def read_array(
+    path: Path, shape_DHW: tuple[int, int, int], dtype: type[np.generic], box: Box | None
+) -> NDArray[Any]:
+    """Read one array, or a box of it, with a single thread, so that it is safe after a fork.
+
+    Raises:
+        ValueError: It cannot be opened or decompressed, or is not the array that it should be.
+    """
+    try:
+        frame = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        if frame.shape != shape_DHW or frame.dtype != dtype:
+            raise ValueError(f"holds {frame.shape} {frame.dtype} instead of {shape_DHW} {np.dtype(dtype)}")
+        array: NDArray[Any] = frame[...] if box is None else frame[tuple(slice(*side) for side in box)]
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"cannot be decompressed: {reason(error)}") from error
+    return array
+
+
+def read_manifest(store: Path) -> dict[str, PreparedCase]:
+    """The cases by identifier; of a case written twice the last line counts, and a torn last line is passed over.
+
+    Raises:
+        DataError: Another line is damaged.
+    """
+    path = store / MANIFEST
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    cases: dict[str, PreparedCase] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            case = PreparedCase.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{path} is damaged in line {number}; delete the file and run vlm3d prepare again: it is rebuilt"
+            ) from error
+        cases[case.case_id] = case
+    return cases
+
+
+def read_case(folder: Path) -> PreparedCase | None:
+    """The case in a folder if it is whole, by its file sizes; else None."""
+    try:
+        case = PreparedCase.from_json((folder / CASE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return case if case.case_id == folder.name and not missing_bytes(folder, case) else None
+
+
+def missing_bytes(folder: Path, case: PreparedCase) -> str:
+    """What is wrong with the sizes of a case's files, in words; empty if nothing is."""
+    for name in ARRAYS:
+        path = array_path(folder, name)
+        wanted = case.files[name]["bytes"]
+        found = path.stat().st_size if path.is_file() else None
+        if found != wanted:
+            return (
+                f"{path.name} is missing" if found is None else f"{path.name} has {found} of {wanted} bytes"
+            )
+    return ""
+
+
+def wrong_checksum(folder: Path, case: PreparedCase) -> str:
+    """Which file of a case does not have its checksum, in words; empty if all have."""
+    for name in ARRAYS:
+        path = array_path(folder, name)
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            return f"{path.name} cannot be read: {reason(error)}"
+        if found != case.files[name]["sha256"]:
+            return f"{path.name} does not have its checksum"
+    return ""
+
+
+def write_manifest(store: Path, cases: Iterable[PreparedCase]) -> None:
+    """Replace the manifest, sorted by case.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    write_atomically(store / MANIFEST, "".join(case.to_json() + "\n" for case in ordered))
+
+
+def read_failed(store: Path) -> dict[str, str]:
+    """Case -> why it could not be prepared."""
+    path = store / FAILED
+    if not path.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return {line["case_id"]: line["reason"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged; delete it and run vlm3d prepare again") from error
+
+
+def write_failed(store: Path, failed: Mapping[str, str]) -> None:
+    """Replace the list of cases that could not be prepared.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    lines = [
+        json.dumps({"case_id": case_id, "reason": failed[case_id]}, ensure_ascii=False) + "\n"
+        for case_id in sorted(failed)
+    ]
+    write_atomically(store / FAILED, "".join(lines))
+
+
+def _compressed(array_DHW: NDArray[Any], threads: int) -> bytes:
+    frame: bytes = blosc2.asarray(
+        array_DHW,
+        chunks=tuple(min(side, size) for side, size in zip(CHUNK_DHW, array_DHW.shape, strict=True)),
+        blocks=tuple(min(side, size) for side, size in zip(BLOCK_DHW, array_DHW.shape, strict=True)),
+        cparams=blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=threads),
+    ).to_cframe()
+    return frame
