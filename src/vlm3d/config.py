@@ -161,6 +161,63 @@ class LossConfig(Section):
     consistency_weight: float = Field(0.05, ge=0, description="Weight of the consistency between scales.")
 
 
+class AugmentationConfig(Section):
+    """`vlm3d.datasets.augmentation.Augmenter`: how a training scan is varied, so that none is shown twice alike.
+
+    The defaults keep what a CT measures: Hounsfield units move by less than the step from fluid to soft tissue, the table
+    stays below the patient, nothing is blanked out, and no side changes.
+    """
+
+    geometry_probability: float = Field(
+        0.8, ge=0, le=1, description="Share of scans that are turned, scaled and moved."
+    )
+    rotate_degrees: float = Field(8.0, ge=0, le=45, description="Turned in the axial plane by up to +- this.")
+    scale: float = Field(
+        0.08, ge=0, le=0.5, description="Each axis grows or shrinks on its own by up to this share."
+    )
+    translate_voxels: tuple[float, float, float] = Field(
+        (3.0, 8.0, 8.0), description="Moved along (D, H, W) by up to +- this many voxels."
+    )
+    flip_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share mirrored left to right, sided regions and words with it; 0 as no patient's heart is there.",
+    )
+    intensity_probability: float = Field(
+        0.5, ge=0, le=1, description="Share whose HU are moved by gamma, contrast and brightness_hu."
+    )
+    gamma: float = Field(
+        0.03, ge=0, le=1, description="Bends -1000..1000 HU by a power of up to exp(+- this)."
+    )
+    contrast: float = Field(0.03, ge=0, lt=1, description="Scales HU about water by up to this share.")
+    brightness_hu: float = Field(12.0, ge=0, description="Shifts all HU by up to +- this.")
+    noise_probability: float = Field(0.3, ge=0, le=1, description="Share that gets noise.")
+    noise_hu: float = Field(
+        25.0, ge=0, description="Largest standard deviation of the noise, before the kernel."
+    )
+    blur_probability: float = Field(0.3, ge=0, le=1, description="Share with a softer or sharper kernel.")
+    blur_mm: float = Field(
+        0.8, ge=0, description="Widest Gaussian of the kernel's change, its sigma in mm within the slice."
+    )
+    lowres_probability: float = Field(0.15, ge=0, le=1, description="Share averaged into thick slices.")
+    lowres_slices: float = Field(3.0, ge=1, description="Most slices that become one thick slice.")
+    cutout_boxes: int = Field(
+        0,
+        ge=0,
+        description="Boxes blanked, never over a lesion mask; 0 as a finding without a mask may lie in one.",
+    )
+    cutout_mm: float = Field(30.0, gt=0, description="Longest edge of such a box, in mm.")
+
+    @model_validator(mode="after")
+    def _moves_both_ways(self) -> AugmentationConfig:
+        if min(self.translate_voxels) < 0:
+            raise ValueError(
+                f"translate_voxels {self.translate_voxels} are largest moves and cannot be negative"
+            )
+        return self
+
+
 class ModelConfig(Section):
     """Everything that fixes the model's tensors."""
 
