@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,6 +152,7 @@ def load_ct_rate(path: Path, acquisition: Acquisition | None, release: Release |
     return CaseData(volume=read_ct_rate_volume(path, acquisition, release))
 
 
+@lru_cache(maxsize=2**17)
 def parse_volume_name(key: str) -> VolumeName | None:
     """Split, patient and study of a volume's name, or None where it is not one of CT-RATE's.
 

@@ -14,12 +14,14 @@ Lists of volumes that show no chest are text files with ``no_chest`` in their na
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,6 +82,7 @@ class CTRateTables:
     files: list[str] = field(default_factory=list)
 
 
+@lru_cache(maxsize=2**17)
 def volume_key(name: str) -> str:
     """A volume's name without folder and ending: ``valid_2_a_1`` for ``…/valid_2_a_1.nii.gz``."""
     return _IMAGE_SUFFIX.sub("", name.strip().replace("\\", "/").rpartition("/")[2])
@@ -229,8 +232,8 @@ def _label_reader(
 
     def read(row: list[str]) -> tuple[str, tuple[float, ...]]:
         name = volume_key(row[name_at])
-        values = tuple(known.get(row[column].strip(), math.nan) for column in columns)
-        if any(value != value for value in values):
+        values = tuple([known.get(row[column].strip(), math.nan) for column in columns])
+        if math.nan in values:
             summary.note("volumes with labels that are neither 0 nor 1, taken as unknown", [name])
         return name, values
 
@@ -289,16 +292,25 @@ def _acquisition_reader(
 def _geometry(orientation: str, position: str) -> dict[str, tuple[float, ...]]:
     """Orientation and position, where the table has them and the directions are at right angles."""
     told = {}
+    directions = _directions(orientation)
+    if directions is not None:
+        told["directions"] = directions
+    with contextlib.suppress(ValueError):
+        told["position_mm"] = _numbers(position, 3)
+    return told
+
+
+@lru_cache(maxsize=1024)
+def _directions(orientation: str) -> tuple[float, ...] | None:
+    """Two unit vectors at right angles, or None."""
     try:
         directions = _numbers(orientation, 6)
-        row, column = directions[:3], directions[3:]
-        unit = all(abs(math.hypot(*vector) - 1) < 1e-2 for vector in (row, column))
-        if unit and abs(sum(a * b for a, b in zip(row, column, strict=True))) < 1e-2:
-            told["directions"] = directions
-        told["position_mm"] = _numbers(position, 3)
     except ValueError:
-        pass
-    return told
+        return None
+    row, column = directions[:3], directions[3:]
+    unit = all(abs(math.hypot(*vector) - 1) < 1e-2 for vector in (row, column))
+    upright = abs(sum(a * b for a, b in zip(row, column, strict=True))) < 1e-2
+    return directions if unit and upright else None
 
 
 def _numbers(text: str, count: int) -> tuple[float, ...]:
