@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -165,6 +167,44 @@ def phantom(
 
 
 @app.command()
+def prepare(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Data sets; see docs/data.md.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Store to create, or to go on with.")],
+    config: ConfigName = "tiny",
+    anatomy: Annotated[
+        str, typer.Option(help="auto (given regions, else our own), given, classical or none.")
+    ] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if not given.")] = None,
+    backend: Annotated[str, typer.Option(help="local processes, or ray.")] = "local",
+) -> None:
+    """Prepare data sets for training; goes on where an earlier run stopped. Exit code 3 if a case failed."""
+    from vlm3d.config import load_config
+    from vlm3d.datasets.prepare import prepare as prepare_cases
+    from vlm3d.datasets.sources import find_cases
+    from vlm3d.errors import DataError
+
+    _one_of(anatomy, "--anatomy", ("auto", "given", "classical", "none"))
+    _one_of(backend, "--backend", ("local", "ray"))
+    preprocessing = load_config(config).preprocessing
+    cases = find_cases(sources)
+    with _case_progress(len(cases)) as progress:
+        summary = prepare_cases(
+            cases,
+            out,
+            preprocessing,
+            anatomy=anatomy,  # type: ignore[arg-type]
+            workers=jobs,
+            backend=backend,  # type: ignore[arg-type]
+            progress=progress,
+        )
+    typer.echo(f"{out}: {summary.done} prepared, {summary.kept} kept, {len(summary.failed)} failed")
+    if summary.failed:
+        raise DataError(
+            f"{len(summary.failed)} of {len(cases)} cases failed; {out / 'failed.jsonl'} says why"
+        )
+
+
+@app.command()
 def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -> None:
     """List the series of a DICOM folder, numbered as --series takes them."""
     from vlm3d.io import list_series
@@ -205,6 +245,27 @@ def _pipeline(checkpoint: str | None, config: str, device: str, seed: int, *, wi
     from vlm3d.inference.loading import load_pipeline
 
     return load_pipeline(checkpoint, config=config, device=device, seed=seed, with_report=with_report)
+
+
+@contextmanager
+def _case_progress(total: int) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal, and a line for each case that fails."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+
+        def show(event) -> None:  # type: ignore[no-untyped-def]
+            if event.failure is not None:
+                console.print(
+                    f"{event.case_id}: {event.failure}", markup=False, highlight=False, soft_wrap=True
+                )
+            bar.update(task, completed=event.finished)
+
+        yield show
 
 
 def _one_of(value: str, option: str, allowed: tuple[str, ...]):  # type: ignore[no-untyped-def]

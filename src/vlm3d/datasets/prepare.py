@@ -8,19 +8,13 @@ or not at all, and the next run goes on with what is missing.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait as wait_for_connections
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +23,7 @@ from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets.case import Case
 from vlm3d.datasets.store import (
+    CASE,
     CASES,
     MANIFEST,
     AnatomyMode,
@@ -38,13 +33,12 @@ from vlm3d.datasets.store import (
     open_store,
     read_case,
     read_failed,
-    read_manifest,
     write_case,
     write_failed,
     write_manifest,
 )
+from vlm3d.datasets.workers import KILLED, Backend, each_finished, require_ray
 from vlm3d.errors import DataError, MissingExtraError, OutputError, VLM3DError
-from vlm3d.extras import require
 from vlm3d.io import write_atomically
 from vlm3d.io.wording import reason
 from vlm3d.labels import LESION_KEYS
@@ -55,10 +49,9 @@ from vlm3d.volume import RegionMap, Volume
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["local", "ray"]
-_IN_FLIGHT_A_WORKER = 2
 _STOPS_ALL = (OutputError, MissingExtraError)
 """Errors that the next case would meet as well."""
+_KILLED_WORDS = "the process that prepared it was killed, most likely for want of memory; use fewer jobs"
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ def prepare(
     out = Path(out)
     listed = _checked(cases)
     if backend == "ray":
-        _ray()
+        require_ray()
     open_store(out, Fingerprint(config, anatomy))
     with _locked(out):
         return _prepare_all(listed, out, config, anatomy, workers, backend, progress)
@@ -158,7 +151,7 @@ def prepare_case(case: Case, job: _Job) -> PreparedCase | str:
     except VLM3DError as error:
         return " ".join(str(error).split())
     except Exception as error:
-        logger.exception("case %s", case.case_id)
+        logger.info("case %s", case.case_id, exc_info=True)
         return f"{type(error).__name__}: {reason(error)}"
 
 
@@ -243,13 +236,15 @@ def _prepare_all(
     job = _Job(out.absolute(), config, anatomy, thread_count() if workers == 1 and backend == "local" else 1)
     try:
         with (out / MANIFEST).open("a", encoding="utf-8") as manifest:
-            for case, outcome in _outcomes(missing, job, workers, backend):
+            work = partial(prepare_case, job=job)
+            for case, result in each_finished(work, missing, workers=workers, backend=backend):
+                outcome = _KILLED_WORDS if result is KILLED else result
                 if isinstance(outcome, PreparedCase):
                     _append(manifest, outcome)
                     ready[case.case_id] = outcome
                     summary.done += 1
                 else:
-                    logger.warning("case %s failed: %s", case.case_id, outcome)
+                    logger.info("case %s failed: %s", case.case_id, outcome)
                     summary.failed[case.case_id] = outcome
                 if progress is not None:
                     finished = summary.done + summary.kept + len(summary.failed)
@@ -269,7 +264,6 @@ def _append(manifest: IO[str], case: PreparedCase) -> None:
 def _recover(out: Path) -> dict[str, PreparedCase]:
     """The cases that are whole, after sweeping up what a killed run left half done."""
     folders = list((out / CASES).iterdir()) if (out / CASES).is_dir() else []
-    listed = read_manifest(out)
     ready: dict[str, PreparedCase] = {}
     for folder in folders:
         if folder.name.startswith("."):
@@ -277,10 +271,9 @@ def _recover(out: Path) -> dict[str, PreparedCase]:
             continue
         found = read_case(folder)
         if found is None:
-            logger.warning("case %s is incomplete and prepared again", folder.name)
+            logger.info("case %s is incomplete and prepared again", folder.name)
             continue
-        line = listed.get(found.case_id)
-        ready[found.case_id] = line if line is not None and line.files == found.files else found
+        ready[found.case_id] = found
     return ready
 
 
@@ -299,111 +292,8 @@ def _with_current_splits(
             )
         if found.split != case.split:
             changed[case.case_id] = found.in_split(case.split)
-            write_atomically(out / CASES / case.case_id / "case.json", changed[case.case_id].to_json() + "\n")
+            write_atomically(out / CASES / case.case_id / CASE, changed[case.case_id].to_json() + "\n")
     return changed
-
-
-Outcome = tuple[Case, PreparedCase | str]
-
-
-def _outcomes(cases: list[Case], job: _Job, workers: int, backend: Backend) -> Iterator[Outcome]:
-    """Each case with what became of it, as they finish."""
-    if backend == "ray":
-        yield from _pooled(iter(cases), job, _RayPool(), workers)
-    elif workers == 1:
-        for case in cases:
-            yield case, prepare_case(case, job)
-    else:
-        yield from _in_processes(cases, job, workers)
-
-
-def _in_processes(cases: list[Case], job: _Job, workers: int) -> Iterator[Outcome]:
-    """Work in local processes; if one is killed, the cases in flight are tried again, each alone."""
-    left = {case.case_id: case for case in cases}
-    while left:
-        try:
-            with _process_pool(workers) as pool:
-                for case, outcome in _pooled(iter(list(left.values())), job, pool, workers):
-                    del left[case.case_id]
-                    yield case, outcome
-        except _WorkerDied as died:
-            for case in died.in_flight:
-                del left[case.case_id]
-                yield case, _alone(case, job)
-
-
-def _alone(case: Case, job: _Job) -> PreparedCase | str:
-    """Prepare one case in a process of its own, so that it can take nobody with it."""
-    try:
-        with _process_pool(1) as pool:
-            return pool.submit(prepare_case, case, job).result()
-    except BrokenProcessPool:
-        return "the process that prepared it was killed, most likely for want of memory; use fewer jobs"
-
-
-class _WorkerDied(Exception):
-    """A process was killed from outside; nobody knows on which of the cases in flight."""
-
-    def __init__(self, in_flight: list[Case]) -> None:
-        super().__init__()
-        self.in_flight = in_flight
-
-
-def _pooled(cases: Iterator[Case], job: _Job, pool: Executor | _RayPool, workers: int) -> Iterator[Outcome]:
-    """Keep two cases a worker in flight, so that none waits and no queue grows."""
-    flying: dict[Future[PreparedCase | str], Case] = {}
-    try:
-        while True:
-            while len(flying) < _IN_FLIGHT_A_WORKER * workers and (case := next(cases, None)) is not None:
-                flying[pool.submit(prepare_case, case, job)] = case
-            if not flying:
-                return
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                outcome = future.result()
-                yield flying.pop(future), outcome
-    except BrokenProcessPool as error:
-        raise _WorkerDied(list(flying.values())) from error
-    finally:
-        for future in flying:
-            future.cancel()
-
-
-def _process_pool(workers: int) -> ProcessPoolExecutor:
-    # not forked from here: threads of torch and blosc2 do not survive a fork
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait_for_connections([sentinel])
-    os._exit(1)
-
-
-class _RayPool:
-    """As much of an executor as `_pooled` needs, on Ray."""
-
-    def __init__(self) -> None:
-        ray = _ray()
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        self._task = ray.remote(prepare_case)
-
-    def submit(self, _: Callable[..., Any], case: Case, job: _Job) -> Future[PreparedCase | str]:
-        """Hand a case to the cluster."""
-        future: Future[PreparedCase | str] = self._task.remote(case, job).future()
-        return future
-
-
-def _ray() -> Any:
-    return require("ray", extra="ray", purpose="prepare on a Ray cluster")
 
 
 @contextmanager
