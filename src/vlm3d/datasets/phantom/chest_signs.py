@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, map_coordinates
 
 from vlm3d.anatomy.regions import REGION_IDS
-from vlm3d.datasets.phantom.frame import Canvas, Slices, coverage, ellipsoid, spline, tube
-from vlm3d.datasets.phantom.lesions import RngType, bounds
+from vlm3d.datasets.phantom.frame import Canvas, Slices, bounds, coverage, ellipsoid, spline, tube
+from vlm3d.datasets.phantom.lesions import RngType
 from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung, midline
 
 Point = NDArray[np.float64]
@@ -29,13 +29,13 @@ def paint_arterial_calcification(canvas: Canvas, rng: RngType, spec: FindingSpec
     wall[index] = aorta & ~binary_erosion(aorta)
     spots = np.argwhere(wall)
     touched = np.zeros_like(wall)
-    for _ in range(spec.count or 2 + int(round(12 * spec.severity))):
+    for _ in range(spec.count or 4 + int(round(12 * spec.severity))):
         center = canvas.frame.points_at(spots[int(rng.integers(len(spots)))])
-        radii = rng.uniform(2.0, 3.5 + 4.5 * spec.severity, 3)
+        radii = rng.uniform(3.0, 5.0 + 5.0 * spec.severity, 3)
         box = canvas.frame.around(center, np.maximum(radii + 2, canvas.frame.step_mm * 1.01))
         assert box is not None, "the center is a voxel of the grid"
         alpha = coverage(ellipsoid(box, center, radii), canvas.frame.edge_mm) * wall[box.index]
-        canvas.blend(box.index, alpha.astype(np.float32) * 0.85, np.float32(rng.uniform(420, 950)))
+        canvas.blend(box.index, alpha.astype(np.float32) * 0.9, np.float32(rng.uniform(700, 1300)))
         touched[box.index] |= alpha > 0.5
     mask = touched[index]
     if not mask.any():
@@ -85,17 +85,17 @@ def paint_coronary_calcification(canvas: Canvas, rng: RngType, spec: FindingSpec
         if path is None or len(path) < 4:
             continue
         pieces = []
-        for _ in range(1 + int(round(4 * spec.severity))):
+        for _ in range(2 + int(round(4 * spec.severity))):
             first = int(rng.integers(0, max(int(len(path) * 0.7), 1)))
-            length = int(rng.integers(2, 3 + int(5 * spec.severity) + 1))
+            length = int(rng.integers(2, 4 + int(5 * spec.severity) + 1))
             part = path[first : first + length + 1]
             if len(part) < 2:
                 continue
-            radius = np.full((len(part), 1), rng.uniform(1.1, 1.6 + 0.7 * spec.severity))
+            radius = np.full((len(part), 1), rng.uniform(1.6, 2.1 + 0.8 * spec.severity))
             box, distance = tube(canvas.frame, np.hstack([part, radius]), 3.0)
             if box is not None:
                 alpha = coverage(distance, canvas.frame.edge_mm)
-                canvas.blend(box.index, alpha, np.float32(rng.uniform(450, 1000)))
+                canvas.blend(box.index, alpha, np.float32(rng.uniform(700, 1400)))
                 pieces.append((box, alpha > min(0.5, 0.7 * float(alpha.max()))))
         if pieces:
             box, mask = max(pieces, key=lambda piece: int(piece[1].sum()))

@@ -82,17 +82,30 @@ _PREVALENCE: dict[str, tuple[float, tuple[float, float, float, float, float]]] =
     "Interlobular septal thickening": (0.13, (0.0, 0.65, 0.2, 0.0, 0.15)),
 }
 
+HIGHEST_PREVALENCE = 0.6
 
-def sample_findings(rng: np.random.Generator) -> dict[str, FindingSpec]:
-    """Draw a patient's findings: five hidden causes make some findings come together."""
+
+def sample_findings(rng: np.random.Generator, prevalence_scale: float = 1.0) -> dict[str, FindingSpec]:
+    """Draw a patient's findings: five hidden causes make some findings come together.
+
+    Args:
+        rng: Source of randomness; drawn from alike, whatever the scale.
+        prevalence_scale: Multiplies every prevalence, up to `HIGHEST_PREVALENCE`.
+
+    Raises:
+        ValueError: The scale is not above zero.
+    """
+    if not prevalence_scale > 0:
+        raise ValueError(f"prevalence_scale must be above zero, got {prevalence_scale}")
     causes = rng.standard_normal(5)
     findings = {}
     for name in DISEASE_NAMES:
         prevalence, loads = _PREVALENCE[name]
         load = np.array(loads)
         score = float(load @ causes + np.sqrt(max(1 - load @ load, 0.05)) * rng.standard_normal())
-        severity = float(np.clip(rng.beta(1.6, 1.9) * 0.92 + 0.06, 0, 1))
-        if score > ndtri(1 - prevalence):
+        severity = float(np.clip(rng.beta(1.6, 1.9) * 0.85 + 0.15, 0, 1))
+        scaled = min(prevalence * prevalence_scale, max(HIGHEST_PREVALENCE, prevalence))
+        if score > ndtri(1 - scaled):
             findings[name] = FindingSpec(severity=round(severity, 3))
     return findings
 

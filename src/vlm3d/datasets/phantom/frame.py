@@ -161,9 +161,22 @@ class Canvas:
             self.regions_DHW[index][alpha > 0.5] = region
 
 
+def bounds(mask_DHW: NDArray[np.bool_], margin: int = 0) -> Slices | None:
+    """Smallest part of the grid that holds a mask, widened by some voxels."""
+    cuts = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask_DHW.any(axis=tuple(other for other in range(3) if other != axis)))
+        if len(hit) == 0:
+            return None
+        cuts.append(slice(max(int(hit[0]) - margin, 0), int(hit[-1]) + 1 + margin))
+    return cuts[0], cuts[1], cuts[2]
+
+
 def coverage(distance_mm: Array, edge_mm: float) -> Array:
     """Share of a voxel that lies inside a surface at a signed distance."""
-    return np.clip(0.5 - distance_mm / np.float32(edge_mm), 0.0, 1.0)
+    share = distance_mm * np.float32(-1.0 / edge_mm)
+    share += np.float32(0.5)
+    return np.clip(share, 0.0, 1.0, out=share)
 
 
 def ellipsoid(

@@ -15,8 +15,9 @@ from vlm3d.datasets.phantom.chest_signs import heart_size
 from vlm3d.datasets.phantom.cohort import PAINTERS, as_specs, sample_findings
 from vlm3d.datasets.phantom.frame import Canvas, Frame
 from vlm3d.datasets.phantom.patient import sample_patient
+from vlm3d.datasets.phantom.pose import sample_pose
 from vlm3d.datasets.phantom.reports import ReportText, write_report
-from vlm3d.datasets.phantom.scanner import paint_table, sample_scanner, scan
+from vlm3d.datasets.phantom.scanner import paint_table, protocol_of, sample_scanner, scan
 from vlm3d.datasets.phantom.truth import (
     FindingSpec,
     FindingTruth,
@@ -67,6 +68,8 @@ def generate_phantom(
     *,
     spacing_mm: tuple[float, float, float] = DEFAULT_SPACING_MM,
     findings: Mapping[str, Any] | None = None,
+    protocol: str | None = None,
+    prevalence_scale: float = 1.0,
 ) -> Phantom:
     """Make a procedural chest CT.
 
@@ -75,24 +78,29 @@ def generate_phantom(
         spacing_mm: Voxel size along (D, H, W).
         findings: Disease name -> severity 0..1, True, or a `FindingSpec`; None draws them as a hospital would see them;
             an empty mapping makes a patient without findings.
+        protocol: None for the scanners of `scanner.DEFAULT_PROTOCOL`; ``"shifted"`` for those of `SHIFTED_PROTOCOL`,
+            whose kernels, noise and motion the default never draws.
+        prevalence_scale: How many times as often as in a hospital each finding is drawn, up to three in five patients.
 
     Raises:
-        ValueError: A finding is unknown, or a spacing is not above zero.
+        ValueError: A finding or protocol is unknown, or a spacing or scale is not above zero.
     """
     if not all(side > 0 for side in spacing_mm):
         raise ValueError(f"spacing_mm must be above zero, got {spacing_mm}")
+    ranges = protocol_of(protocol)
     sequence = np.random.SeedSequence(seed)
-    for_case, for_body, for_painters, for_scanner, for_report = sequence.spawn(5)
+    for_case, for_body, for_painters, for_scanner, for_report, for_pose = sequence.spawn(6)
     case_rng = np.random.default_rng(for_case)
-    specs = sample_findings(case_rng) if findings is None else as_specs(findings)
+    specs = sample_findings(case_rng, prevalence_scale) if findings is None else as_specs(findings)
     enlarged = specs.get("Cardiomegaly")
     patient = sample_patient(
         case_rng, heart_scale=None if enlarged is None else 1.14 + 0.22 * enlarged.severity
     )
     scanner_rng = np.random.default_rng(for_scanner)
-    scanner = sample_scanner(scanner_rng, BODY_WIDTH_MM * patient.scale_zyx[2])
+    scanner = sample_scanner(scanner_rng, BODY_WIDTH_MM * patient.scale_zyx[2], ranges)
+    pose = sample_pose(np.random.default_rng(for_pose), ranges.tilt_deg)
     frame = _frame(spacing_mm, scanner.field_of_view_mm, scanner.offset_mm, patient.scale_zyx[0])
-    anatomy = build_anatomy(frame, patient, for_body)
+    anatomy = build_anatomy(frame, patient, for_body, pose)
     canvas = anatomy.canvas
     landmarks = Landmarks.of(canvas)
     pieces = _paint_findings(canvas, specs, for_painters)
@@ -124,6 +132,13 @@ def generate_phantom(
             "contrast": patient.contrast,
             "arms": patient.arms,
             "kernel": scanner.kernel,
+            "protocol": protocol or "default",
+            "pose_deg": {"pitch": pose.pitch_deg, "roll": pose.roll_deg, "yaw": pose.yaw_deg},
+            "motion": [
+                name
+                for name, moves in (("heart", scanner.heart_shift_mm), ("breath", scanner.breath_mm))
+                if moves
+            ],
         },
     )
 

@@ -17,6 +17,7 @@ from vlm3d.datasets.phantom.frame import (
     Box,
     Canvas,
     Slices,
+    bounds,
     coverage,
     ellipsoid,
     smooth_noise,
@@ -26,17 +27,6 @@ from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
 RngType = np.random.Generator
 FLUID_HU = 10.0
-
-
-def bounds(mask_DHW: NDArray[np.bool_], margin: int = 0) -> Slices | None:
-    """Smallest part of the grid that holds a mask, widened by some voxels."""
-    cuts = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask_DHW.any(axis=tuple(other for other in range(3) if other != axis)))
-        if len(hit) == 0:
-            return None
-        cuts.append(slice(max(int(hit[0]) - margin, 0), int(hit[-1]) + 1 + margin))
-    return cuts[0], cuts[1], cuts[2]
 
 
 def choose_lobes(
@@ -81,15 +71,15 @@ def room_in_lobe(canvas: Canvas, rng: RngType, region: int, radius_mm: float) ->
 
 
 def paint_nodules(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painted]:
-    """Lung nodules of 4 to 30 mm: round or lobulated, solid, part-solid or calcified, some with spicules."""
+    """Lung nodules of 5 to 30 mm: round or lobulated, solid, part-solid or calcified, some with spicules."""
     count = spec.count or 1 + int(rng.poisson(1.8 * spec.severity))
     painted = []
     for region in choose_lobes(canvas, rng, spec, count):
         drawn = float(np.exp(rng.normal(np.log(6 + 15 * spec.severity), 0.3)))
-        diameter = float(np.clip(spec.size_mm or drawn, 4, 30))
+        diameter = float(np.clip(spec.size_mm or drawn, 5, 30))
         center = room_in_lobe(canvas, rng, region, diameter / 2 + 2)
-        while center is None and diameter > 4.5:
-            diameter *= 0.85
+        while center is None and diameter > 5:
+            diameter = max(diameter * 0.85, 5.0)
             center = room_in_lobe(canvas, rng, region, diameter / 2 + 2)
         kinds = ["solid", "part-solid", "calcified"]
         drawn_kind = kinds[int(rng.choice(3, p=[0.72, 0.2, 0.08]))]

@@ -11,8 +11,8 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
-from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Slices, coverage, smooth_noise
-from vlm3d.datasets.phantom.lesions import RngType, bounds, choose_lobes
+from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Slices, bounds, coverage, smooth_noise
+from vlm3d.datasets.phantom.lesions import RngType, choose_lobes
 from vlm3d.datasets.phantom.trees import Tubes, grow, join, sample_in_region, tube_coverage
 from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
@@ -70,7 +70,7 @@ def paint_emphysema(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Pai
     height = (box.z - box.z.min()) / span
     holes = smooth_noise(canvas.frame, box, 6.5, rng) + 0.5 * smooth_noise(canvas.frame, box, 13.0, rng)
     zone = smooth_noise(canvas.frame, box, 45.0, rng)
-    threshold = 2.3 - 1.9 * spec.severity - 1.1 * (height - 0.55) * (1.2 - 0.6 * spec.severity) - 0.25 * zone
+    threshold = 2.0 - 1.6 * spec.severity - 1.1 * (height - 0.55) * (1.2 - 0.6 * spec.severity) - 0.25 * zone
     alpha = np.clip((holes - threshold) * 1.6, 0, 1) * lungs
     if spec.severity > 0.5:
         for _ in range(int(rng.integers(2, 7))):
@@ -199,17 +199,17 @@ def paint_bronchiectasis(canvas: Canvas, rng: RngType, spec: FindingSpec) -> lis
         return []
     painted = []
     for region in _airway_targets(canvas, rng, spec, spec.count or 1 + int(round(2.4 * spec.severity))):
-        own = airways.pick((airways.region_N == region) & (airways.radius_N2[:, 1] > 0.62))
+        own = airways.pick((airways.region_N == region) & (airways.radius_N2[:, 1] > 0.55))
         own = own.pick(own.generation_N >= 2)
         if len(own) == 0:
             continue
         origin = own.start_N3[int(rng.integers(len(own)))]
         near = np.linalg.norm(own.start_N3 - origin, axis=1) < 28 + 30 * spec.severity
         own = own.pick(near)
-        wide = np.maximum(own.radius_N2 * (1.7 + 0.8 * spec.severity), 1.7 + 1.3 * spec.severity)
+        wide = np.maximum(own.radius_N2 * (1.7 + 0.8 * spec.severity), 2.1 + 1.5 * spec.severity)
         beads = 1.0 + 0.18 * rng.standard_normal(wide.shape)
         own = own.with_radius(np.clip(wide * beads.clip(0.7, 1.4), 1.2, 7.0))
-        done = _paint_bronchi(canvas, own, np.full_like(own.radius_N2, 0.9))
+        done = _paint_bronchi(canvas, own, np.full_like(own.radius_N2, 1.0))
         if done is not None and done[1].any():
             kind = "cylindrical" if spec.severity < 0.6 else "varicose"
             painted.append(Painted("Bronchiectasis", done[0], done[1], None, kind, REGION_BY_ID[region].key))
@@ -222,19 +222,27 @@ def paint_peribronchial_thickening(canvas: Canvas, rng: RngType, spec: FindingSp
     if airways is None:
         return []
     lobes = _wanted_lobes(spec)
-    own = airways.pick(np.isin(airways.region_N, lobes) & (airways.radius_N2[:, 1] > 0.8))
+    own = airways.pick(np.isin(airways.region_N, lobes) & (airways.radius_N2[:, 1] > 0.7))
     if len(own) == 0:
         return []
-    done = _paint_bronchi(canvas, own, 0.9 + (0.3 + 0.5 * spec.severity) * np.minimum(own.radius_N2, 2.5))
+    done = _paint_bronchi(canvas, own, 1.1 + (0.4 + 0.6 * spec.severity) * np.minimum(own.radius_N2, 2.5))
     if done is None:
         return []
     return _whole_lungs(canvas, "Peribronchial thickening", done[1], done[0], "diffuse")
 
 
 def _plate(
-    canvas: Canvas, rng: RngType, region: int, *, thick_mm: float, long_mm: float, wide_mm: float, flat: float
+    canvas: Canvas,
+    rng: RngType,
+    region: int,
+    *,
+    thick_mm: float,
+    long_mm: float,
+    wide_mm: float,
+    flat: float,
+    anchor: NDArray[np.float64] | None = None,
 ) -> tuple[Box, Array] | None:
-    """A slightly bent plate within a lobe that starts near the pleura; ``flat`` is how level it lies."""
+    """A slightly bent plate within a lobe, around a drawn or given point; ``flat`` is how level it lies."""
     index = bounds(canvas.regions_DHW == region)
     if index is None:
         return None
@@ -242,7 +250,8 @@ def _plate(
     inner = np.argwhere(lobe)
     start = np.array([cut.start for cut in index])
     low = inner[inner[:, 0] <= np.quantile(inner[:, 0], 0.6)] if flat > 0.5 else inner
-    anchor = canvas.frame.points_at(low[int(rng.integers(len(low)))] + start)
+    drawn = canvas.frame.points_at(low[int(rng.integers(len(low)))] + start)
+    anchor = drawn if anchor is None else anchor
     normal = rng.standard_normal(3) * [1, 1 - 0.75 * flat, 1 - 0.75 * flat]
     normal[0] += np.sign(normal[0]) * 2 * flat
     normal /= np.linalg.norm(normal)
@@ -286,23 +295,66 @@ def paint_atelectasis(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[P
 
 
 def paint_fibrotic_sequela(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painted]:
-    """Fibrotic sequela: thin irregular bands to the pleura and crowded stripes, often in the apices."""
+    """Fibrotic sequela: a thickened patch of pleura from which thin irregular bands run inward, often in the apices."""
     count = spec.count or 1 + int(round(3 * spec.severity * rng.uniform(0.6, 1.2)))
     painted = []
     for region in choose_lobes(canvas, rng, spec, count, lower=-0.7):
-        pieces = []
-        for _ in range(2):
-            long_mm = rng.uniform(18, 30 + 22 * spec.severity)
-            thick = 1.4 + 1.6 * spec.severity
+        anchor = _pleural_point(canvas, rng, region)
+        if anchor is None:
+            continue
+        reach = 22.0 + 16.0 * spec.severity
+        box = canvas.frame.around(anchor, np.maximum(reach * 1.2, canvas.frame.step_mm * 1.01))
+        assert box is not None, "the anchor is a voxel of the grid"
+        scar = _pleural_cap(canvas, box, anchor, reach * 0.5, 2.5 + 3.0 * spec.severity, region)
+        bands = 3 + int(round(3 * spec.severity))
+        for _ in range(bands):
             plate = _plate(
-                canvas, rng, region, thick_mm=thick, long_mm=long_mm, wide_mm=long_mm * 0.28, flat=0.1
+                canvas,
+                rng,
+                region,
+                thick_mm=2.0 + 1.8 * spec.severity,
+                long_mm=reach * rng.uniform(1.2, 2.0),
+                wide_mm=reach * rng.uniform(0.5, 0.9),
+                flat=0.1,
+                anchor=anchor + rng.normal(0, 0.12, 3) * reach,
             )
-            if plate is not None and (plate[1] > 0.2).any():
-                canvas.blend(plate[0].index, plate[1], np.maximum(canvas.hu_DHW[plate[0].index], 45.0))
-                pieces.append(plate)
-        for box, alpha in pieces[:1]:
-            mask = alpha > min(0.5, float(alpha.max()) * 0.6)
-            painted.append(
-                Painted("Pulmonary fibrotic sequela", box.index, mask, None, "band", REGION_BY_ID[region].key)
-            )
+            if plate is not None:
+                part, share = plate
+                whole = np.zeros(canvas.frame.shape_DHW, np.float32)
+                whole[part.index] = share
+                np.maximum(scar, whole[box.index], out=scar)
+        if not (scar > 0.3).any():
+            continue
+        canvas.blend(box.index, scar, np.maximum(canvas.hu_DHW[box.index], 45.0))
+        mask = scar > min(0.5, float(scar.max()) * 0.6)
+        painted.append(
+            Painted("Pulmonary fibrotic sequela", box.index, mask, None, "band", REGION_BY_ID[region].key)
+        )
     return painted
+
+
+def _pleural_point(canvas: Canvas, rng: RngType, region: int) -> NDArray[np.float64] | None:
+    """A voxel of a lobe beside the chest wall."""
+    index = bounds(canvas.regions_DHW == region)
+    if index is None:
+        return None
+    lobe = canvas.regions_DHW[index] == region
+    sideways = np.flatnonzero(lobe.any(axis=1))
+    d, w = np.divmod(sideways[int(rng.integers(len(sideways)))], lobe.shape[2])
+    rows = np.flatnonzero(lobe[d, :, w])
+    h = rows[0] if rng.random() < 0.5 else rows[-1]
+    return canvas.frame.points_at(np.array([d, h, w]) + [cut.start for cut in index])
+
+
+def _pleural_cap(
+    canvas: Canvas, box: Box, anchor: NDArray[np.float64], reach_mm: float, thick_mm: float, region: int
+) -> Array:
+    """Share of each voxel of a lobe that a patch of thickened pleura takes."""
+    lungs = is_lung(canvas.regions_DHW[box.index])
+    depth = distance_transform_edt(np.pad(lungs, 1, mode="edge"), sampling=canvas.frame.step_mm)[
+        1:-1, 1:-1, 1:-1
+    ]
+    dz, dy, dx = box.z - anchor[0], box.y - anchor[1], box.x - anchor[2]
+    near = np.clip(1.3 - np.sqrt(dz * dz + dy * dy + dx * dx) / np.float32(reach_mm), 0, 1)
+    cap = coverage(depth.astype(np.float32) - thick_mm * np.sqrt(near), canvas.frame.edge_mm) * (near > 0)
+    return (cap * (canvas.regions_DHW[box.index] == region)).astype(np.float32)

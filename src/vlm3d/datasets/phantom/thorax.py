@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.anatomy.regions import REGION_IDS
-from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Frame, coverage, ellipsoid, smooth_noise
+from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Frame, bounds, coverage, ellipsoid, smooth_noise
 from vlm3d.datasets.phantom.patient import Patient
 
 FAT_HU = -100.0
@@ -71,9 +71,14 @@ def superellipse(x: Array, y: Array, half_x: Array, half_y: Array) -> Array:
     """Signed distance to a rounded rectangle ``|x/a|^p + |y/b|^p = 1`` in each slice."""
     u, v = np.abs(x) / half_x, np.abs(y) / half_y
     u_slope, v_slope = u ** np.float32(EXPONENT - 1), v ** np.float32(EXPONENT - 1)
-    level = (u * u_slope + v * v_slope + 1e-6) ** np.float32(1 / EXPONENT)
-    slope = np.sqrt((u_slope / half_x) ** 2 + (v_slope / half_y) ** 2)
-    return (level - 1) * level ** np.float32(EXPONENT - 1) / np.maximum(slope, 1e-5)
+    # with s = |x/a|^p + |y/b|^p and level = s^(1/p): (level - 1) * level^(p - 1) = s - s / level
+    distance = u * u_slope + (v * v_slope + np.float32(1e-6))
+    distance -= distance ** np.float32((EXPONENT - 1) / EXPONENT)
+    slope = (u_slope / half_x) ** 2 + (v_slope / half_y) ** 2
+    np.sqrt(slope, out=slope)
+    np.maximum(slope, np.float32(1e-5), out=slope)
+    distance /= slope
+    return distance
 
 
 def build_trunk(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Trunk:
@@ -99,23 +104,51 @@ def _paint_slab(canvas: Canvas, box: Box, patient: Patient, trunk: Trunk, planes
     skin = _skin(box, patient, width, middle, depth, (side, before, behind))
     fat_mm = patient.fat_mm * _fat_pattern(box)
     edge = canvas.frame.edge_mm
-    hu = np.float32(-1000.0) + coverage(skin, edge) * 1025.0
-    under_skin = coverage(skin + 2.0, edge)
-    hu += under_skin * (FAT_HU - hu)
-    muscle = coverage(np.maximum(skin + 2.0 + fat_mm, -(cavity - SHELL_MM) - 4.0), edge)
-    muscle = np.maximum(muscle, coverage(cavity - SHELL_MM, edge) * coverage(skin + 4.0, edge))
-    hu += muscle * (MUSCLE_HU - hu)
-    septa = np.clip(1.0 - np.abs(planes) * 14.0, 0, 1) * (cavity > SHELL_MM + 2) * muscle
-    hu += septa * (FAT_HU * 0.8 - hu)
-    regions = np.where(skin < 0, np.uint8(REGION_IDS["body_wall"]), np.uint8(0))
+    hu = coverage(skin, edge)
+    hu *= np.float32(1025.0)
+    hu -= np.float32(1000.0)
+    _mix(hu, coverage(skin + np.float32(2.0), edge), FAT_HU)
+    shell = cavity - np.float32(SHELL_MM)
+    muscle = coverage(np.maximum(skin + (fat_mm + np.float32(2.0)), -shell - np.float32(4.0)), edge)
+    np.maximum(muscle, coverage(np.maximum(shell, skin + np.float32(4.0)), edge), out=muscle)
+    _mix(hu, muscle.copy(), MUSCLE_HU)
+    septa = np.abs(planes)
+    septa *= np.float32(-14.0)
+    septa += np.float32(1.0)
+    np.maximum(septa, 0, out=septa)
+    septa *= muscle
+    septa *= shell > 2
+    _mix(hu, septa, FAT_HU * 0.8)
+    canvas.hu_DHW[box.index] = hu
+    canvas.regions_DHW[box.index] = (skin < 0) * np.uint8(REGION_IDS["body_wall"])
+    trunk.cavity_DHW[box.index] = cavity
+    trunk.skin_DHW[box.index] = skin
+    trunk.lung_DHW[box.index] = 99.0
+    margin, reach = edge + 1.0, float(width.max()) + edge + 1.0
+    low = (-1e4, float((middle - depth).min()) - margin, -reach)
+    high = (1e4, float((middle + depth).max()) + margin, reach)
+    across = canvas.frame.box(low, high)
+    if across is not None:
+        _paint_cavity(canvas, canvas.frame.cut((box.index[0], *across.index[1:])), patient, trunk)
 
+
+def _mix(hu: Array, share: Array, density: float | Array) -> None:
+    """Mix a density in by a share a voxel; the share is used up."""
+    share *= np.float32(density) - hu if np.isscalar(density) else density - hu
+    hu += share
+
+
+def _paint_cavity(canvas: Canvas, box: Box, patient: Patient, trunk: Trunk) -> None:
+    """What lies inside the ribs: fat, the diaphragm's muscle, pleura and air."""
+    edge = canvas.frame.edge_mm
+    hu, regions, cavity = (part[box.index] for part in (canvas.hu_DHW, canvas.regions_DHW, trunk.cavity_DHW))
     inside = coverage(cavity, edge)
     lung = _lung_distance(box, cavity, trunk.diaphragm_HW[box.index[1:]])
     above = box.z - trunk.diaphragm_HW[None, box.index[1], box.index[2]]
     content = np.where(above > 0, np.float32(FAT_HU + 10), np.float32(FAT_HU - 5))
-    hu += inside * (content - hu)
+    _mix(hu, inside, content)
     muscle_sheet = coverage(np.abs(above + 1.2) - 1.4, edge) * coverage(cavity + 1.0, edge)
-    hu += muscle_sheet * (45.0 - hu)
+    _mix(hu, muscle_sheet, 45.0)
     within = cavity < 0
     abdomen = np.uint8(REGION_IDS["diaphragm_upper_abdomen"])
     regions[within] = np.where(above > 0, np.uint8(REGION_IDS["mediastinum"]), abdomen)[within]
@@ -124,13 +157,9 @@ def _paint_slab(canvas: Canvas, box: Box, patient: Patient, trunk: Trunk, planes
     pleura = (lung > 0) & (lung < 2.6) & (np.maximum(cavity, -above - 1.0) > -2.6) & (above > -0.5)
     pleura &= cavity < 0.6
     hu += pleura * 0.6 * (20.0 - hu)
-    hu += air * (gravity - hu)
+    _mix(hu, air, gravity)
     right, left = np.uint8(REGION_IDS["right_pleural_space"]), np.uint8(REGION_IDS["left_pleural_space"])
     regions[pleura] = np.broadcast_to(np.where(box.x < 0, right, left), pleura.shape)[pleura]
-    canvas.hu_DHW[box.index] = hu
-    canvas.regions_DHW[box.index] = regions
-    trunk.cavity_DHW[box.index] = cavity
-    trunk.skin_DHW[box.index] = skin
     trunk.lung_DHW[box.index] = lung
 
 
@@ -213,17 +242,23 @@ def horizontal_fissure(y: Array, x: Array) -> Array:
 
 def _label_lobes(canvas: Canvas, trunk: Trunk) -> None:
     frame = canvas.frame
-    y, x = frame.y_H[:, None], frame.x_W[None, :]
+    index = bounds(trunk.lung_DHW < 0)
+    if index is None:
+        return
+    y, x = frame.y_H[index[1], None], frame.x_W[None, index[2]]
     oblique, horizontal = oblique_fissure(y, x), horizontal_fissure(y, x)
     edge = frame.edge_mm
+    lung_DHW, regions_DHW, hu_DHW = (
+        part[index] for part in (trunk.lung_DHW, canvas.regions_DHW, canvas.hu_DHW)
+    )
     ids = {key: np.uint8(REGION_IDS[key]) for key in REGION_IDS}
-    middle = int(np.searchsorted(frame.x_W, 2.0))
+    middle = int(np.searchsorted(frame.x_W[index[2]], 2.0))
     for sides, upper, lower in (
         (slice(0, middle), ids["right_upper_lobe"], ids["right_lower_lobe"]),
         (slice(middle, None), ids["left_upper_lobe"], ids["left_lower_lobe"]),
     ):
-        for d, z in enumerate(frame.z_D):
-            lung = trunk.lung_DHW[d, :, sides] < 0
+        for d, z in enumerate(frame.z_D[index[0]]):
+            lung = lung_DHW[d, :, sides] < 0
             over = z - oblique[:, sides]
             lobes = np.where(over > 0, upper, lower)
             line = np.clip(1.0 - np.abs(over) * 0.7 / edge, 0, 1)
@@ -231,8 +266,8 @@ def _label_lobes(canvas: Canvas, trunk: Trunk) -> None:
                 above = z - horizontal[:, sides]
                 lobes[(over > 0) & (above < 0)] = ids["right_middle_lobe"]
                 line = np.maximum(line, np.clip(1.0 - np.abs(above) / edge, 0, 1) * (over > 0))
-            canvas.regions_DHW[d, :, sides][lung] = lobes[lung]
-            canvas.hu_DHW[d, :, sides] += np.where(lung, line * np.float32(110.0 * min(1.0, 1.2 / edge)), 0)
+            regions_DHW[d, :, sides][lung] = lobes[lung]
+            hu_DHW[d, :, sides] += np.where(lung, line * np.float32(110.0 * min(1.0, 1.2 / edge)), 0)
 
 
 def paint_ribs(canvas: Canvas, trunk: Trunk, patient: Patient) -> None:

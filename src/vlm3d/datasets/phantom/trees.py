@@ -213,7 +213,7 @@ def tube_coverage(frame: Frame, tubes: Tubes, minimum_samples: int = 1) -> tuple
     box = frame.box(low, high)
     if box is None or min(box.shape) < 2:
         return None
-    points, volume = _sample_tubes(tubes, float(step.min()) * 0.62, minimum_samples)
+    points, volume = _sample_tubes(tubes, float(step.min()) * 0.75, minimum_samples)
     origin = np.array([box.z[0, 0, 0], box.y[0, 0, 0], box.x[0, 0, 0]], np.float32)
     position = (points - origin) / step.astype(np.float32)
     shape = np.array(box.shape)
@@ -222,15 +222,15 @@ def tube_coverage(frame: Frame, tubes: Tubes, minimum_samples: int = 1) -> tuple
     corner = position.astype(np.int32)
     t = position - corner
     flat = (corner[:, 0] * shape[1] + corner[:, 1]) * shape[2] + corner[:, 2]
-    total = np.zeros(int(shape.prod()))
-    for dz in (0, 1):
+    voxels, weights = np.empty((8, len(flat)), np.intp), np.empty((8, len(flat)), np.float64)
+    for number, (dz, dy, dx) in enumerate(np.ndindex(2, 2, 2)):
         wz = volume * (t[:, 0] if dz else 1 - t[:, 0])
-        for dy in (0, 1):
-            wy = wz * (t[:, 1] if dy else 1 - t[:, 1])
-            for dx in (0, 1):
-                weight = wy * (t[:, 2] if dx else 1 - t[:, 2])
-                total += np.bincount(flat + (dz * shape[1] + dy) * shape[2] + dx, weight, len(total))
-    return box.index, np.minimum(total, 1.0).astype(np.float32).reshape(box.shape)
+        wy = wz * (t[:, 1] if dy else 1 - t[:, 1])
+        np.multiply(wy, t[:, 2] if dx else 1 - t[:, 2], out=weights[number])
+        np.add(flat, (dz * shape[1] + dy) * shape[2] + dx, out=voxels[number])
+    total = np.bincount(voxels.ravel(), weights.ravel(), int(shape.prod()))
+    np.minimum(total, 1.0, out=total)
+    return box.index, total.astype(np.float32).reshape(box.shape)
 
 
 def _sample_tubes(tubes: Tubes, pitch_mm: float, minimum_samples: int) -> tuple[Array, Array]:
@@ -249,9 +249,11 @@ def _sample_tubes(tubes: Tubes, pitch_mm: float, minimum_samples: int) -> tuple[
     t = (row + 0.5) / steps[piece]
     radius = tubes.radius_N2[piece, 0] * (1 - t) + tubes.radius_N2[piece, 1] * t
     spread = radius * np.sqrt((spot + 0.5) / across[piece])
-    angle = spot * 2.399963 + row * 1.7
-    points = tubes.start_N3[piece] + along[piece] * t[:, None]
-    points += first[piece] * (spread * np.cos(angle))[:, None]
-    points += second[piece] * (spread * np.sin(angle))[:, None]
-    volume = length[piece] / steps[piece] * np.pi * radius**2 / across[piece]
-    return points.astype(np.float32), volume.astype(np.float32)
+    angle = (spot * 2.399963 + row * 1.7).astype(np.float32)
+    cosine, sine = spread * np.cos(angle), spread * np.sin(angle)
+    points = np.empty((len(piece), 3), np.float32)
+    for axis in range(3):
+        points[:, axis] = tubes.start_N3[piece, axis] + along[piece, axis] * t
+        points[:, axis] += first[piece, axis] * cosine + second[piece, axis] * sine
+    volume = (length / steps * np.pi / across)[piece] * radius**2
+    return points, volume.astype(np.float32)
