@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.evaluation.labeler_context import Context, Status
-from vlm3d.evaluation.labeler_patterns import RULES, FindingRule
+from vlm3d.evaluation.labeler_patterns import RULES, FindingRule, Naming
 from vlm3d.evaluation.sentences import Sentence, plain, split_sentences
 from vlm3d.labels import DISEASE_NAMES
 
@@ -66,7 +67,40 @@ class RuleLabeler:
         return label_reports(texts)
 
 
-_PRIORITY: dict[Status, int] = {"positive": 3, "uncertain": 2, "negative": 1, "historical": 0}
+class Mention(NamedTuple):
+    """One naming of a finding.
+
+    Attributes:
+        rule: Of the finding.
+        sentence: That names it.
+        start: Index in the sentence of the words that name it.
+        end: Index past them.
+        status: What the sentence says about it.
+        asked: A question mark stands right behind it.
+    """
+
+    rule: FindingRule
+    sentence: Sentence
+    start: int
+    end: int
+    status: Status
+    asked: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether it makes the finding present."""
+        if self.status == "uncertain":
+            return self.rule.counts_if_asked or not self.asked
+        return self.status == "positive"
+
+    @property
+    def weight(self) -> tuple[bool, int]:
+        """The mention with the greatest weight decides the finding."""
+        return self.counts, _ORDER.index(self.status)
+
+
+_ORDER: tuple[Status, ...] = ("historical", "negative", "uncertain", "positive")
+_ASKED = re.compile(r"\w{0,3} ?[(\[]?\?")
 
 
 def label_report(text: str) -> ReportLabels:
@@ -78,16 +112,18 @@ def label_report(text: str) -> ReportLabels:
     Args:
         text: The report, in English; headings and sections may stand or lack.
     """
-    best: dict[str, Evidence] = {}
+    best: dict[str, Mention] = {}
     for mention in mentions(text):
         old = best.get(mention.rule.name)
-        if old is None or _PRIORITY[mention.status] > _PRIORITY[old.status]:
-            start = mention.sentence.start + mention.start
-            best[mention.rule.name] = Evidence(
-                mention.sentence.text, start, start + mention.end - mention.start, mention.status
-            )
-    evidence = {name: best[name] for name in DISEASE_NAMES if name in best}
-    return ReportLabels(tuple(_counts(rule, best.get(rule.name)) for rule in RULES), evidence)
+        if old is None or mention.weight > old.weight:
+            best[mention.rule.name] = mention
+    evidence = {name: _evidence(best[name]) for name in DISEASE_NAMES if name in best}
+    return ReportLabels(tuple(name in best and best[name].counts for name in DISEASE_NAMES), evidence)
+
+
+def _evidence(mention: Mention) -> Evidence:
+    start = mention.sentence.start
+    return Evidence(mention.sentence.text, start + mention.start, start + mention.end, mention.status)
 
 
 def label_reports(texts: Iterable[str]) -> NDArray[np.bool_]:
@@ -96,45 +132,48 @@ def label_reports(texts: Iterable[str]) -> NDArray[np.bool_]:
     return np.array(rows, dtype=np.bool_).reshape(len(rows), len(DISEASE_NAMES))
 
 
-class Mention(NamedTuple):
-    """One naming of a finding: the rule, its sentence, the words' place in the sentence, what is said."""
-
-    rule: FindingRule
-    sentence: Sentence
-    start: int
-    end: int
-    status: Status
-
-
 def mentions(text: str) -> Iterator[Mention]:
-    """Every naming of every finding, sentence by sentence."""
+    """Every naming of every finding, finding by finding, each in the report's order."""
     whole = plain(text)
-    rules = [rule for rule in RULES if any(stem in whole for stem in rule.stems)]
-    if not rules:
-        return
-    for sentence in split_sentences(text):
-        words = whole[sentence.start : sentence.end]
-        context: Context | None = None
-        for rule in rules:
-            if not any(stem in words for stem in rule.stems):
-                continue
-            for match in rule.mention.finditer(words):
-                if not _applies(rule, words, match):
-                    continue
-                context = context or Context(words)
-                yield Mention(rule, sentence, match.start(), match.end(), context.status(*match.span()))
+    sentences = split_sentences(text)
+    starts = [sentence.start for sentence in sentences]
+    contexts: dict[int, Context] = {}
+    for rule in RULES:
+        for index in _sentences_with(rule.stems, whole, starts):
+            sentence = sentences[index]
+            words = whole[sentence.start : sentence.end]
+            for naming in rule.namings:
+                for match in naming.words.finditer(words):
+                    if not _applies(naming, words, match):
+                        continue
+                    context = contexts.get(index)
+                    if context is None:
+                        context = contexts[index] = Context(words)
+                    start, end = match.span()
+                    asked = _ASKED.match(words, end) is not None
+                    yield Mention(rule, sentence, start, end, context.status(start, end), asked)
 
 
-def _applies(rule: FindingRule, words: str, match: re.Match[str]) -> bool:
+def _sentences_with(stems: tuple[str, ...], whole: str, starts: list[int]) -> list[int]:
+    """Indices of the sentences that hold any of the stems, in the report's order."""
+    found: set[int] = set()
+    for stem in stems:
+        place = whole.find(stem)
+        while place >= 0:
+            index = bisect_right(starts, place) - 1
+            if index >= 0:
+                found.add(index)
+            following = starts[index + 1] if index + 1 < len(starts) else len(whole)
+            place = whole.find(stem, max(following - len(stem), place + 1))
+    return sorted(found)
+
+
+def _applies(naming: Naming, words: str, match: re.Match[str]) -> bool:
     """Whether the words near a match let it be this finding."""
-    before, after = rule.window
-    start, end = max(0, match.start() - before), match.end() + after
-    if rule.unless is not None and rule.unless.search(words, start, min(end, len(words))):
+    if naming.unless is None and naming.needs is None:
+        return True
+    before, after = naming.window
+    near = words[max(0, match.start() - before) : match.end() + after]
+    if naming.unless is not None and naming.unless.search(near):
         return False
-    return rule.needs is None or rule.needs.search(words, start, min(end, len(words))) is not None
-
-
-def _counts(rule: FindingRule, evidence: Evidence | None) -> bool:
-    if evidence is None:
-        return False
-    return evidence.status == "positive" or (evidence.status == "uncertain" and rule.counts_if_uncertain)
+    return naming.needs is None or naming.needs.search(near) is not None

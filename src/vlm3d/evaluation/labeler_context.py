@@ -30,13 +30,18 @@ _NOT_A_DENIAL = (
 _CUE = re.compile(
     rf"""
     \b(?:
-      (?P<skip> {_NOT_A_DENIAL} | non[ ]?specific | no[ ]longer[ ](?:as|so) | no[ ]doubt | whether[ ]or[ ]not )
+      (?P<skip> {_NOT_A_DENIAL}
+      | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ])?(?:observed|seen|detected|described|
+        defined|present|reported|found|noted|known|monitored|identified)[ ](?:also[ ])?(?:\w+[ ])?(?:in|on|at)[ ]
+        (?:the[ ])?(?:patient's[ ])?(?:previous|prior|old|earlier|former)
+      | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt | whether[ ]or[ ]not )
     | (?P<except> (?:other[ ]than|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
         beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
     | (?P<after> (?:{_BE}[ ])?(?:not|n't)[ ]{_ADVERB}(?:been[ ])?{_SEEN} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN}
       | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
       | un(?:detected|observed)
-      | (?:is|are|was|were|are[ ]all)[ ](?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural) )
+ )
+    | (?P<normal> (?:is|are|was|were|are[ ]all)[ ](?:of[ ])?(?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural) )
     | (?P<past> (?:has|have|had|was|were|is|are)?[ ]?(?:completely|totally|almost[ ]completely|entirely)[ ]
         (?:regressed|resolved|disappeared|resorbed|resorpt\w*|lost|resected|excised|drained|recovered)
       | (?:has|have|had)[ ](?:resolved|disappeared|been[ ](?:removed|resected|excised|drained))
@@ -44,7 +49,8 @@ _CUE = re.compile(
     | (?P<before> no|not|without|free[ ](?:of|from)|absence[ ]of|negative[ ]for|neither|nor|never|lack[ ]of|
         rather[ ]than|devoid[ ]of|instead[ ]of|ruled?[ ]out|exclude[ds]? )
     | (?P<seen> {_BE}[ ]{_ADVERB}(?:{_SEEN}|made|measured|accompanied|located|stable|thought|evaluated|increased)
-      | there[ ](?:is|are|was|were) | observed | detected | consists?[ ]of | attracts?[ ]attention )
+      | there[ ](?:is|are|was|were) | consists?[ ]of | attracts?[ ]attention )
+    | (?P<bare> observed | detected | seen | found )
     | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only )
     )\b
     """,
@@ -90,31 +96,25 @@ class Context:
 
     def _denied(self, start: int, end: int) -> Status | None:
         """Negative or historical, where a cue before or after the finding says so."""
-        last = ""
-        open_denial = False
-        excepted = False
-        seen_end = 0
-        for kind, begin, finish in self._cues:
+        open_denial = excepted = seen = False
+        for kind, _, finish in self._cues:
             if finish > start:
                 break
             if kind == "before":
                 open_denial, excepted = True, False
             elif kind == "except":
-                excepted = open_denial
-                open_denial = False
+                open_denial, excepted = False, open_denial
             elif kind == "stop":
-                open_denial = excepted = False
-            elif kind in ("seen", "after") and (open_denial or kind == "after"):
-                # "no mass is seen in the lung": what follows the verb is denied only as the mass's place
+                open_denial = excepted = seen = False
+            elif kind in ("seen", "bare", "after"):
+                # "no mass is seen in the lung": what follows the verb is where the mass is not
                 open_denial = False
-                seen_end = finish
-            last = kind
+                seen = True
         if open_denial:
             return "negative"
-        del last, seen_end
-        return self._denied_after(start, end, excepted)
+        return self._denied_after(end, excepted=excepted, seen=seen)
 
-    def _denied_after(self, start: int, end: int, excepted: bool) -> Status | None:
+    def _denied_after(self, end: int, *, excepted: bool, seen: bool) -> Status | None:
         for kind, begin, _ in self._cues:
             if begin < end:
                 continue
@@ -122,13 +122,16 @@ class Context:
                 return None if excepted else "negative"
             if kind == "past":
                 return "historical"
-            if kind == "seen":
-                # "a nodule is seen on the right and effusion was not": the denial belongs to what follows the cut
+            if kind == "normal":
+                return None if self._cut_between(end, begin) else "negative"
+            if kind in ("seen", "stop", "except"):
+                # "a nodule is seen on the right and effusion was not": the denial belongs to what follows
                 return None
-            if kind in ("stop", "except"):
-                return None
-            if kind == "before" and self._cut_between(end, begin):
-                return None
+            if kind == "before":
+                if not seen and begin - end <= 3:  # "effusion - no thickening was detected" denies both
+                    return "negative"
+                if self._cut_between(end, begin):
+                    return None
         return None
 
     def _cut_between(self, start: int, end: int) -> bool:

@@ -1,7 +1,8 @@
 """How reports name the 18 findings: one rule a finding, in the order of `vlm3d.labels`.
 
-What counts follows CT-RATE's hand-made labels: lymph nodes that are described count even where they are small, opacity
-includes consolidation and infiltration, a sequela or a fibrotic band of the lung or the pleura is a fibrotic sequela.
+What counts follows CT-RATE's hand-made labels: lymph nodes that are described count even where they are small; opacity is
+ground glass or an unexplained increase of density, while consolidation is a label of its own; infiltration alone is
+neither; a sequela or a fibrotic band of the lung or the pleura is a fibrotic sequela.
 """
 
 from __future__ import annotations
@@ -13,249 +14,337 @@ from vlm3d.labels import DISEASE_NAMES
 
 
 @dataclass(frozen=True)
+class Naming:
+    """One way to name a finding.
+
+    Attributes:
+        words: The words that name it.
+        unless: Near these words something else is meant.
+        needs: Without these words nearby something else is meant.
+        window: Characters before and after the words in which `unless` and `needs` are looked for.
+    """
+
+    words: re.Pattern[str]
+    unless: re.Pattern[str] | None = None
+    needs: re.Pattern[str] | None = None
+    window: tuple[int, int] = (60, 40)
+
+
+@dataclass(frozen=True)
 class FindingRule:
     """How one finding is recognized.
 
     Attributes:
         name: Of the disease.
         stems: A sentence without any of these substrings cannot name it.
-        mention: The words that name it.
-        unless: Near these words the mention is of something else.
-        window: Characters before and after the mention in which `unless` and `needs` are looked for.
-        needs: Without these words nearby the mention is of something else.
-        counts_if_uncertain: Whether "perhaps" is labeled as present.
+        namings: The ways to name it.
+        counts_if_asked: Whether the finding with a question mark right behind it is labeled as present, as other doubt
+            always is.
     """
 
     name: str
     stems: tuple[str, ...]
-    mention: re.Pattern[str]
-    unless: re.Pattern[str] | None = None
-    window: tuple[int, int] = (60, 40)
-    needs: re.Pattern[str] | None = None
-    counts_if_uncertain: bool = True
+    namings: tuple[Naming, ...]
+    counts_if_asked: bool = True
 
 
 def _any(*alternatives: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(alternatives)})")
 
 
-_ATHEROMA = (r"athero\w*", r"atero\w*", r"calcif\w*", r"calsif\w*", r"calcic\w*", r"plaques?")
+_SENTENCE = (1000, 1000)
+_CORONARY = r"[ck]oron[ae]r\w*|\blad\b|\brca\b|circumflex|anterior descending"
+_NO_VESSEL = (
+    r"lymph|nodul|nodes?\b|valve|pleura\w*|liver|kidney|spleen|thyroid|adrenal|granulom|disc\b|parenchyma\w*|fibrotic|"
+    r"sequel\w*|subcutan|tendon|ligament|gallbladder|breast|pericard\w*|hamart"
+)
 _GREW = (
-    r"(?:increas\w*|enlarg\w*|larger|large|dilat\w*|big\w*|above (?:the )?normal|cardiomegal\w*|wide\w*|grown|"
-    r"prominent|over (?:the )?(?:normal|limit))"
+    r"(?:increas\w*|enlarg\w*|larger|large|dilat\w*|big\w*|above (?:the )?normal|cardiomegal\w*|wider|grown|"
+    r"prominent|over (?:the )?(?:normal|limit)\w*)"
+)
+_LUNG = r"(?:lung|pulmon|upper lobe|lower lobe|middle lobe|fissur|lingul|centr\w*acinar|hemithora)"
+_ORGANS = (
+    r"mediastin|calculus|thyroid|adrenal|schmorl|breast|liver|spleen|kidney|hepatic|isthmus|subcutan|skin|ventric|lymph nod|retroareol|"
+    r"mammar|gland|pancrea|periton|omental|pericardial|hypodense|adipose|mesent|fatty tissue|muscle|vertebra|renal"
 )
 
 _RULES: tuple[FindingRule, ...] = (
     FindingRule(
         "Medical material",
         (
-            *("cathet", "pacem", "stent", "prosthe", "sutur", "clip", "tube", "cannul", "port ", "metal", "screw"),
-            *("implant", "wire", "electrode", "graft", "material", "valve repl", "sternotom", "device", "icd "),
-            *("silicon", "drain", "replacement", "valvulopl", "stapl", "fixat", "foreign", "lead", "plate", "coil"),
-            *("filter", "balloon", "pump"),
+            *("cathe", "pacem", "stent", "prosthe", "sutur", "clip", "tube", "cannul", "port ", "metal", "screw"),
+            *("implant", "wire", "electrode", "graft", "material", "replac", "sternotom", "device", "icd "),
+            *("silicon", "drain", "valvulopl", "stapl", "fixat", "foreign", "leads", "coil", "peg ", "pace maker"),
+            *("filter", "balloon", "medical"),
         ),
-        _any(
-            r"catheters?\b",
-            r"\bpace ?makers?",
-            r"stents?\b",
-            r"prosthe\w*",
-            r"sutur\w*",
-            r"(?:surgical |metal\w* |operation )?clips?\b",
-            r"(?:chest|thora\w*|drainage|nasogastric|endotracheal|tracheo\w*|feeding|intubation|\bng\b|draining) "
-            r"(?:\w+ )?tubes?\b",
-            r"\btubes?\b",
-            r"cannul\w*",
-            r"port (?:chamber|catheter|reservoir)",
-            r"chamber port",
-            r"metal\w*",
-            r"screws?\b",
-            r"implants?\b",
-            r"wires?\b",
-            r"electrodes?\b",
-            r"grafts?\b",
-            r"(?:surgical|operation|operative|postoperative|medical|foreign|fixation|stabili\w*|embolizing) "
-            r"(?:\w+ )?materials?",
-            r"valve replacement",
-            r"valvuloplast\w*",
-            r"sternotom\w*",
-            r"icd\b",
-            r"silicone",
-            r"drain\b",
-            r"staples?\b",
-            r"fixat(?:or|ion)\w*",
-            r"foreign bod\w*",
-            r"pacing leads?",
-            r"leads?\b(?= (?:of|extending|in the|terminat))",
-            r"(?:vena cava|ivc) filter",
+        (
+            Naming(
+                _any(
+                    r"cathet[eh]?r?s?\w*",
+                    r"pace ?makers?",
+                    r"stents?\b",
+                    r"prosthe\w*",
+                    r"sutur\w*",
+                    r"clips?\b",
+                    r"tubes?\b",
+                    r"cannula\w*",
+                    r"port (?:chamber|catheter|reservoir)",
+                    r"chamber port",
+                    r"metal\w*",
+                    r"electrodes?\b",
+                    r"peg\b",
+                    r"(?:surgical|operation|operative|postoperative|medical|foreign|embolizing|suture|graft) "
+                    r"(?:\w+ )?materials?",
+                    r"medical devices?",
+                    r"valve replacement",
+                    r"valvuloplast\w*",
+                    r"sternotom\w*",
+                    r"sternal wires?",
+                    r"icd\b",
+                    r"drain(?:age)?s?\b",
+                    r"foreign bod\w*",
+                    r"leads\b",
+                    r"vena cava filter",
+                    r"(?:surgical )?staples?\b",
+                    r"(?:stent )?graft\b",
+                ),
+                unless=re.compile(r"drainage (?:vein|of the)|metallo|tubercul|vertebra|[tl]\d+ "),
+                window=(30, 40),
+            ),
         ),
-        unless=re.compile(
-            r"omental|peritoneal implant|pleural implant|tumou?r\w* implant|end ?plate|implantation|metalloid|"
-            r"gallbladder|bypass graft\b(?! material)|tubercul|biliary|bile duct|choledoc|ureter|renal|jj|hepatic"
-        ),
-        window=(30, 25),
     ),
     FindingRule(
         "Arterial wall calcification",
-        ("athero", "atero", "calcif", "calsif", "plaque"),
-        _any(*_ATHEROMA),
+        ("athero", "atero", "calcif", "calsif", "plaque", "calcic"),
+        (
+            Naming(
+                _any(r"athero\w*", r"atero\w*", r"arteriosclero\w*"),
+                needs=re.compile(rf"^(?!.*(?:{_CORONARY}))|aort|arcus|vascular|carotid|iliac|subclav|supra|vessels"),
+                window=_SENTENCE,
+            ),
+            Naming(
+                _any(r"calcif\w*", r"calsif\w*", r"calcic\w*", r"plaques?\b"),
+                needs=re.compile(
+                    r"aort(?!o ?pulm|ic valve)|arcus|vascular (?:wall|struct)|carotid|iliac|subclav|supra ?aort|"
+                    r"\barterial|(?<!coronary )(?<!coroner )\barter(?:y|ies)\b|vessels"
+                ),
+                unless=re.compile(_NO_VESSEL),
+                window=(60, 60),
+            ),
+        ),
     ),
     FindingRule(
         "Cardiomegaly",
         ("cardiomeg", "heart", "cardiothor", "ctr", "cardiac", "cardio thor", "kardio"),
-        _any(
-            r"[ck]ardiomegal\w*",
-            rf"(?:heart|cardiac) (?:sizes?|dimensions?|diameters?|contours?)(?: \w+){{0,4}}? {_GREW}",
-            rf"(?:size|dimensions?|diameters?) of the heart(?: \w+){{0,4}}? {_GREW}",
-            rf"heart (?:is|was|appears|has)(?: \w+){{0,3}}? {_GREW}",
-            rf"(?:cardio ?thora\w*(?: (?:index|ratio|rate))?|ctr)(?: \w+){{0,6}}? {_GREW}",
-            rf"{_GREW} (?:in|of) (?:the )?(?:heart|cardio ?thora\w*|ctr|cardiac)(?: (?:size|dimension|index|ratio))?",
-            rf"{_GREW} (?:heart|cardiac)(?: (?:size|dimension|contour))?",
+        (
+            Naming(
+                _any(
+                    r"[ck]ardiomegal\w*",
+                    rf"(?:heart|cardiac) (?:sizes?|dimensions?|diameters?|contours?)(?:,? \w+){{0,4}}? {_GREW}",
+                    rf"(?:sizes?|dimensions?|diameters?) of the heart(?: \w+){{0,4}}? {_GREW}",
+                    rf"heart (?:is|was|appears|has)(?: \w+){{0,3}}? {_GREW}",
+                    rf"(?:cardio ?thora\w*(?: (?:index|ratio|rate))?|ctr)(?: \w+){{0,6}}? {_GREW}",
+                    rf"{_GREW} (?:in|of) (?:the )?(?:heart|cardio ?thora\w*|ctr|cardiac)",
+                    rf"{_GREW} (?:heart|cardiac)(?: (?:size|dimension|contour))?\b(?! (?:chamber|cavit))",
+                    r"increas\w* in favou?r of (?:the )?(?:heart|ctr)",
+                ),
+            ),
         ),
-        unless=re.compile(r"vessel|vascular structures"),
-        window=(0, 0),
     ),
     FindingRule(
         "Pericardial effusion",
         ("pericard", "perikard"),
-        _any(
-            r"peri[ck]ardial (?:\w+,? ){0,4}?(?:effusion\w*|fluid|liquid)",
-            r"(?:effusion\w*|fluid|liquid)(?: \w+,?){0,8}? (?:peri[ck]ardi\w+|pericardium)",
-            r"pericardi\w+ (?:\w+,? ){0,6}?(?:effusion\w*|fluid\b|liquid)",
+        (
+            Naming(
+                _any(
+                    r"peri[ck]ardi\w+ (?:\w+,? ){0,6}?(?:effusion\w*|fluid|liquid|efusion)",
+                    r"(?:effusion\w*|fluid|liquid)(?: [\w.]+,?){0,14}? peri[ck]ardi\w+",
+                ),
+            ),
         ),
     ),
     FindingRule(
         "Coronary artery wall calcification",
-        ("coronar", "koroner", " lad", "lad ", "circumflex"),
-        _any(*_ATHEROMA),
-        needs=re.compile(r"[ck]oron[ae]r\w*|\blad\b|circumflex"),
-        window=(400, 400),
+        ("coron", "koron", " lad", "lad ", "circumflex", "anterior descending"),
+        (
+            Naming(
+                _any(r"athero\w*", r"atero\w*", r"calcif\w*", r"calsif\w*", r"calcic\w*", r"plaques?\b"),
+                needs=re.compile(_CORONARY),
+                window=_SENTENCE,
+            ),
+        ),
     ),
-    FindingRule("Hiatal hernia", ("hernia", "hiat"), _any(r"hernia\w*", r"hiat\w* defect")),
+    FindingRule(
+        "Hiatal hernia",
+        ("hernia", "hiat"),
+        (
+            Naming(
+                _any(r"hernia\w*"),
+                needs=re.compile(r"hiat|slid|esoph|stomach|gastric"),
+                unless=re.compile(r"inguinal|umbilic|disc |lumbar|femoral|incision"),
+                window=(60, 60),
+            ),
+        ),
+    ),
     FindingRule(
         "Lymphadenopathy",
-        ("lymph", "lap", "adenopat", "lenf", "node"),
-        _any(
-            r"lymph(?:atic)? (?:nodes?|nods?|nodules?|glands?)",
-            r"laps?\b",
-            r"\w*adenopat\w*",
-            r"lymphadeno\w*",
-            r"lymphonodes?",
-            r"lymphomegal\w*",
-            r"nodes? of up to",
+        ("lymph", "lap", "adenopat", "lenf", " node"),
+        (
+            Naming(
+                _any(
+                    r"lymph(?:atic)? (?:nodes?|nods?|nodules?|glands?)\b(?! stations?)",
+                    r"laps?\b",
+                    r"\w*adenopat\w*",
+                    r"lymphadeno\w*",
+                    r"lymphonodes?",
+                    r"lymphomegal\w*",
+                ),
+                unless=re.compile(r"dissection|breast|sigmoid|intra ?abdominal|subpleural|intra ?pulmonary"),
+                window=(30, 20),
+            ),
         ),
-        unless=re.compile(r"intrapulmonary|dissection|lymphoma"),
-        window=(25, 12),
+        counts_if_asked=False,
     ),
     FindingRule(
         "Emphysema",
-        ("emphys", "emfiz", "emphiz", "bulla", "bleb", "bull ", "bullet"),
-        _any(r"emph[yi]\w*", r"emfiz\w*", r"bulla\w*", r"blebs?\b", r"bull(?:et|ous)?\b"),
-        unless=re.compile(r"subcutan|skin|soft tissue|chest wall|thoracic wall|cutaneous|muscle|mediastinal emph"),
-        window=(60, 60),
+        ("emphy", "emfiz", "emphi", "bulla", "bleb", "bull "),
+        (Naming(_any(r"emph[yi]\w*", r"emfiz\w*", r"bulla\w*", r"blebs?\b", r"bull(?:ous)?\b")),),
     ),
     FindingRule(
         "Atelectasis",
         ("atele", "collaps", "atalec"),
-        _any(r"at[ea]l\w*ta\w*", r"atelec\w*", r"collaps\w*"),
-        unless=re.compile(r"vertebra|corpus|trache|vena|gallbladder|stomach|esophag"),
-        window=(40, 30),
+        (
+            Naming(
+                _any(r"(?<!fibro )(?<!fibrotic )(?:at[ea]l\w*ta\w*|atelec\w*)", r"collaps\w*"),
+                unless=re.compile(r"vertebra|corpus|trache|vena|gallbladder|stomach|esophag|fracture|bowel"),
+                window=(40, 50),
+            ),
+        ),
+        counts_if_asked=False,
     ),
     FindingRule(
         "Lung nodule",
         ("nodul", "nodül"),
-        _any(r"(?:micro)?nod[uü]l\w*"),
-        unless=re.compile(
-            r"thyroid|adrenal|schmorl|breast|liver|spleen|kidney|hepatic|isthmus|subcutan|skin|ventric|lymph nod|"
-            r"retroareol|mammar|gland|pancrea|peritone|omental|pericardial"
+        (
+            Naming(
+                _any(
+                    r"(?:micro)?nod[uü]l(?:es?|o|ary?\b(?! (?:\w+ )?"
+                    r"(?:consolid|infiltr|ground|thick|densit|opaci|enhanc|calcif|increas|configur|contam)))\w*",
+                ),
+                unless=re.compile(rf"^(?!.*{_LUNG}).*(?:{_ORGANS})|thyroid|adrenal|liver|mediastin"),
+                window=_SENTENCE,
+            ),
         ),
-        window=(70, 50),
     ),
     FindingRule(
         "Lung opacity",
-        ("opaci", "ground", "consolid", "infiltra", "densit", "pneumon", "glass", "crazy", "budding"),
-        _any(
-            r"ground ?\w* ?glass\w*",
-            r"frosted glass",
-            r"\w*opaci\w*",
-            r"consolid\w*",
-            r"(?:pneumonic|nodular|active|acinar|centri\w+|alveolar|infectious|interstitial|patchy) infiltrat\w*",
-            r"infiltrat(?:ions?|es)\b",
-            r"(?:densit\w+) (?:increas\w*|increment\w*)",
-            r"increas\w* (?:in )?(?:\w+ )?densit\w*",
-            r"crazy paving",
+        ("opaci", "ground", "densit", "glass"),
+        (
+            Naming(
+                _any(r"ground ?\w* ?glass\w*(?! nodul)", r"(?:frosted|icy|iced) (?:glass|densit)\w*", r"glass (?:area|densit)\w*")
+            ),
+            Naming(
+                _any(r"(?<!nodular )(?<!acinar )opaci\w*"),
+                unless=re.compile(r"contrast|opacif"),
+            ),
+            Naming(
+                _any(r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"),
+                unless=re.compile(
+                    r"sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|bone|liver|"
+                    r"vertebra|omental|metal\w*|rib\b|inguinal|"
+                    r"(?:consistent|compatible|favou?r)[\w ,]{0,40}(?:atelect|sequel|consolid)"
+                ),
+                window=(60, 90),
+            ),
         ),
-        unless=re.compile(
-            r"sequel\w*|fibro\w*|pleuroparenchym\w*|subcutan|fat plan|fatty|mesent|skin|breast|bone|liver|vertebra|"
-            r"nodules?\b|bronchopneumonia|omental"
-        ),
-        window=(60, 45),
     ),
     FindingRule(
         "Pulmonary fibrotic sequela",
-        ("fibro", "sequel", "pleuroparen", "scar", "honeycomb", "recession", "retraction", "sekel"),
-        _any(
-            r"fibro(?!calc|aden|lip|gland|musc|scop|ma)\w*",
-            r"sequel\w*",
-            r"pleuro ?paren\w* (?:\w+ ){0,3}?(?:band|density|densities|recession|streak|retraction|line|thick|distor)\w*",
-            r"scar\w*",
-            r"honey ?comb\w*",
-            r"fibrosis",
+        ("fibro", "sequel", "pleuro", "scar", "recession", "retraction", "sekel", "band", "fibra"),
+        (
+            Naming(
+                _any(
+                    r"fibro(?!calc|aden|lip|gland|musc|scop|ma|sis)\w*",
+                    r"sequel\w*(?! (?:calcif\w+ )?(?:nodul|lymph|pulmonary nod))",
+                    r"pleur[oa]l? ?paren\w* (?:\w+ ){0,3}?(?:band|densit|recession|streak|retract|line|thick|distor)\w*",
+                    r"(?:parenchymal|subpleural|pleural) bands?",
+                    r"scar\w*",
+                ),
+                unless=re.compile(
+                    r"fractur|kidney|renal|rib\b|ribs\b|vertebra|liver|spleen|bone|humerus|myocard|clavic|hepatic|"
+                    r"elevation|lymph"
+                ),
+            ),
         ),
-        unless=re.compile(
-            r"fractur|kidney|renal|rib\b|ribs\b|vertebra|liver|spleen|bone|humerus|myocard|clavic|hepatic|covid"
-        ),
-        window=(60, 45),
     ),
     FindingRule(
         "Pleural effusion",
-        ("effus", "fluid", "liquid", "hydrothor", "hemothor", "hydropneu"),
-        _any(
-            r"effus\w*",
-            r"hydro(?:pneumo)?thora\w*",
-            r"hemothora\w*",
-            r"(?:pleural|hemithora\w*|costophrenic) (?:\w+ ){0,4}?(?:fluid|liquid)\w*",
-            r"(?:fluid|liquid)\w* (?:\w+ ){0,6}?(?:pleura\w*|hemithora\w*|interlobar|fissure)",
+        ("effus", "fluid", "liquid", "hydrothor", "hemothor", "hydropneu", "efus"),
+        (
+            Naming(
+                _any(r"eff?usion\w*"),
+                unless=re.compile(
+                    r"^(?!.*(?:pleur|hemithora)).*pericard|abdom|renal|nephric|kidney|joint|pelvi|perihep|knee|fatty"
+                ),
+                window=(30, 110),
+            ),
+            Naming(
+                _any(
+                    r"hydro(?:pneumo)?thora\w*",
+                    r"hemothora\w*",
+                    r"(?:pleural|hemithora\w*|costophrenic) (?:\w+ ){0,4}?(?:fluid|liquid)\w*",
+                    r"(?:fluid|liquid)\w* (?:\w+ ){0,6}?(?:pleura\w*|hemithora\w*|interlobar|fissure)",
+                )
+            ),
         ),
     ),
-    FindingRule("Mosaic attenuation pattern", ("mosaic", "mozaic"), _any(r"mo[sz]aic\w*")),
+    FindingRule("Mosaic attenuation pattern", ("mosaic", "mozaic"), (Naming(_any(r"mo[sz]aic\w*")),)),
     FindingRule(
         "Peribronchial thickening",
-        ("peribronch", "bronch"),
-        _any(
-            r"peri ?bronch\w* (?:\w+ ){0,3}?(?:thick\w*|cuff\w*|increas\w*)",
-            r"thick\w*(?: \w+){0,5}? (?:peri ?)?bronch\w*",
-            r"bronch\w*(?: \w+){0,3}? wall\w*(?: \w+){0,3}? (?:thick\w*|increas\w*)",
-            r"bronch\w* (?:wall )?thick\w*",
+        ("peribronch", "peri bronch"),
+        (
+            Naming(
+                _any(
+                    r"peri ?bronch\w* (?:(?!and )\w+ ){0,4}?(?:thick\w*|cuff\w*|increas\w*)",
+                    r"thick\w*(?: \w+){0,5}? peri ?bronch\w*",
+                    r"increas\w*(?: \w+){0,4}? peri ?bronch\w*",
+                ),
+            ),
         ),
     ),
     FindingRule(
         "Consolidation",
-        ("consolid", "infiltra", "konsol", "pneumonic"),
-        _any(
-            r"[ck]onsolid\w*", r"pneumonic infiltrat\w*", r"infiltrat(?:ions?|es)\b", r"pneumonic (?:area|dens)"
-        ),
-        counts_if_uncertain=True,
+        ("consolid", "konsol"),
+        (Naming(_any(r"(?<!glass )[ck]onsolid\w*")),),
     ),
     FindingRule(
         "Bronchiectasis",
-        ("bronchi", "bronş"),
-        _any(
-            r"bronchi?o?l?o?e[ck]ta\w*",
-            r"bronchi\w*(?: \w+){0,4}? (?:dilat\w*|ectasi\w*|enlarge\w*|wide\w*)",
-            r"(?:dilat\w*|ectasi\w*|enlarge\w*|widen\w*)(?: \w+){0,3}? bronch\w*",
+        ("bronch",),
+        (
+            Naming(
+                _any(
+                    r"bronchi?o?l?o?e[ck]ta\w*",
+                    r"bronchi\w*(?: \w+){0,4}? (?:dilat\w*|ectasi\w*|enlarge\w*|wide\w*)",
+                    r"(?:dilat\w*|ectasi\w*|enlarge\w*|widen\w*)(?: \w+){0,3}? bronch\w*",
+                ),
+            ),
         ),
     ),
     FindingRule(
         "Interlobular septal thickening",
-        ("sept", "interlob", "crazy"),
-        _any(
-            r"(?:inter|intra)?(?:lobular|lobar|septal|lobul\w*)?[ -]*(?:inter)?sept\w* (?:\w+ ){0,3}?thick\w*",
-            r"thick\w*(?: \w+){0,4}? (?:inter\w* )?sept(?:a|al|um)\b",
-            r"inter ?lobular (?:\w+ ){0,3}?thick\w*",
-            r"crazy paving",
+        ("sept", "interlob", "interstitial thick"),
+        (
+            Naming(
+                _any(
+                    r"\w*sept\w* (?:\w+ ){0,3}?thick\w*",
+                    r"thick\w*(?: \w+){0,4}? \w*sept(?:a|al|um)\b",
+                    r"inter ?lobular (?:\w+ ){0,3}?thick\w*",
+                    r"(?:prominen\w*|increas\w*)(?: \w+){0,5}? inter ?lob\w* sept\w*",
+                ),
+                unless=re.compile(r"ventric|nasal|paraseptal"),
+                window=(20, 10),
+            ),
         ),
-        unless=re.compile(r"ventric|nasal|paraseptal"),
-        window=(20, 10),
     ),
 )
 
