@@ -146,13 +146,16 @@ def bootstrap_classification(
         weighted_figures(table, weight_NR) for weight_NR in draw_counts(cases, resamples, seed, patient_ids)
     ]
     drawn = WeightedFigures(
-        *(
-            {name: np.concatenate([getattr(block, group)[name] for block in blocks]) for name in own.macro}
-            for group in ("per_disease", "macro", "micro")
-        ),
+        per_disease=_joined([block.per_disease for block in blocks]),
+        macro=_joined([block.macro for block in blocks]),
+        micro=_joined([block.micro for block in blocks]),
         crg_R=np.concatenate([block.crg_R for block in blocks]),
     )
     return Resampled(tuple(names), own, drawn)
+
+
+def _joined(blocks: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def compare_classification(first: Resampled, second: Resampled, level: float = 0.95) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def reliability(
     place = (inside_NK + bins * np.arange(diseases))[known]
 
     def total(weight: NDArray[Any] | None) -> Floats:
-        return np.bincount(place, weights=weight, minlength=diseases * bins).reshape(diseases, bins)
+        counted = np.bincount(place, weights=weight, minlength=diseases * bins)
+        return counted.astype(np.float64).reshape(diseases, bins)
 
     cases = total(None)
     with np.errstate(invalid="ignore"):

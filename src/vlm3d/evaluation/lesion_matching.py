@@ -90,8 +90,8 @@ def lesion_overlaps(
         confidence_P = np.asarray(highest, dtype=np.float64)
     predicted_o, truth_o, shared_o = _shared_voxels(predicted, truth, len(truth_T))
     return LesionOverlaps(
-        truth_ml_T=truth_T * ml,
-        predicted_ml_P=predicted_P * ml,
+        truth_ml_T=truth_T * np.float64(ml),
+        predicted_ml_P=predicted_P * np.float64(ml),
         confidence_P=confidence_P,
         predicted_o=predicted_o,
         truth_o=truth_o,

@@ -83,17 +83,19 @@ def mask_record(
         raise ValueError(f"a spacing is three positive lengths in mm, got {tuple(spacing_mm)}")
     box = _union(bounding_box(predicted_DHW), bounding_box(truth_DHW))
     predicted, truth = predicted_DHW[box], truth_DHW[box]
-    counts = tuple(int(np.count_nonzero(mask)) for mask in (predicted & truth, predicted, truth))
+    both, called, true = (int(np.count_nonzero(mask)) for mask in (predicted & truth, predicted, truth))
     if spacing_mm is None:
-        return MaskRecord(*counts)
+        return MaskRecord(both, called, true)
     probability = None if probability_DHW is None else probability_DHW[box]
     lesions = lesion_overlaps(predicted, truth, spacing_mm, probability)
-    if not counts[1] or not counts[2]:
-        surface_dice = 0.0 if counts[1] or counts[2] else float("nan")
-        return MaskRecord(*counts, surface_dice=surface_dice, lesions=lesions)
+    if not called or not true:
+        surface_dice = 0.0 if called or true else float("nan")
+        return MaskRecord(both, called, true, surface_dice=surface_dice, lesions=lesions)
     distances = surface_distances(predicted, truth, spacing_mm)
     return MaskRecord(
-        *counts,
+        both,
+        called,
+        true,
         hd95_mm=distances.hausdorff_mm(),
         average_surface_mm=distances.average_mm(),
         surface_dice=distances.surface_dice(SURFACE_TOLERANCE_MM),
@@ -154,10 +156,10 @@ def lesion_figures(cases: Sequence[LesionOverlaps], found_iou: float = FOUND_IOU
     """Figures of single lesions, pooled over cases.
 
     Returns:
-        ``truth`` and ``predicted``: lesions counted. ``sensitivity``: true lesions whose partner overlaps by ``found_iou``;
-        ``precision``: predicted lesions that are such partners. ``ap50``: `detection_ap` at IoU 0.5. ``froc``: sensitivity at
-        each of `FROC_RATES` false positives a scan. ``by_size``: diameter class -> ``truth``, ``sensitivity``, ``dice`` (mean
-        over true lesions of the Dice with the partner, 0 where there is none).
+        ``truth`` and ``predicted``: lesions counted. ``sensitivity``: true lesions whose partner overlaps by
+        ``found_iou``; ``precision``: predicted lesions that are such partners. ``ap50``: `detection_ap` at IoU 0.5.
+        ``froc``: sensitivity at each of `FROC_RATES` false positives a scan. ``by_size``: diameter class -> ``truth``,
+        ``sensitivity``, ``dice`` (mean over true lesions of the Dice with the partner, 0 where there is none).
     """
     partner_iou = np.concatenate([case.partners(found_iou) for case in cases])
     truth_ml = np.concatenate([case.truth_ml_T for case in cases])

@@ -54,16 +54,18 @@ class SurfaceDistances:
 
 def bounding_box(mask_DHW: Bools) -> Box | None:
     """The smallest box around a mask, or None if it is empty."""
-    rows = np.flatnonzero(mask_DHW.reshape(len(mask_DHW), -1).any(axis=1)) if mask_DHW.size else ()
-    if not len(rows):
+    if not mask_DHW.size:
         return None
-    depth = slice(int(rows[0]), int(rows[-1]) + 1)
+    rows = np.flatnonzero(mask_DHW.reshape(len(mask_DHW), -1).any(axis=1))
+    if not rows.size:
+        return None
+    depth = _extent(rows)
     plane_HW = np.logical_or.reduce(mask_DHW[depth], axis=0)
-    sides = []
-    for axis in (1, 0):
-        where = np.flatnonzero(plane_HW.any(axis=axis))
-        sides.append(slice(int(where[0]), int(where[-1]) + 1))
-    return depth, sides[0], sides[1]
+    return depth, _extent(np.flatnonzero(plane_HW.any(axis=1))), _extent(np.flatnonzero(plane_HW.any(axis=0)))
+
+
+def _extent(places: NDArray[np.intp]) -> slice:
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def surface_voxels(mask_DHW: Bools) -> NDArray[np.intp]:
