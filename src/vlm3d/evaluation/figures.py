@@ -1,0 +1,252 @@
+"""The figures of an evaluation as JSON values: what was compared, where it was cut, and every figure with its interval.
+
+A figure is a number or ``{"value", "low", "high"}``; None stands where the data do not define it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm3d.evaluation.bootstrap import (
+    Resampled,
+    bootstrap_classification,
+    compare_classification,
+    difference,
+    interval,
+    resample_means,
+)
+from vlm3d.evaluation.calibration import brier_score, expected_calibration_error
+from vlm3d.evaluation.classification import classification_figures, mean_of_known
+from vlm3d.evaluation.collected import CollectedCases
+from vlm3d.evaluation.lesion_scores import LESION_FIGURES
+from vlm3d.evaluation.localization import lesion_figures, nanmean
+from vlm3d.evaluation.ranking import Floats
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where each disease's probability is cut.
+
+    Attributes:
+        value_K: Probability from which a disease is positive.
+        source: Where they come from, in words.
+    """
+
+    value_K: Floats
+    source: str
+
+    @classmethod
+    def fixed(cls, threshold: float) -> Thresholds:
+        """One for all diseases."""
+        return cls(np.full(len(DISEASE_NAMES), threshold), f"{threshold:g} for every disease")
+
+    def as_json(self) -> dict[str, Any]:
+        """By disease, with their source."""
+        values = dict(zip(DISEASE_NAMES, self.value_K.tolist(), strict=True))
+        return {"source": self.source, "values": values}
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How intervals are drawn.
+
+    Attributes:
+        resamples: Of patients; 0 leaves the intervals out.
+        level: Share of resamples inside.
+        seed: Same seed, same patients.
+    """
+
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """In words and numbers."""
+        method = "percentile bootstrap over patients" if self.resamples else "none"
+        return {"method": method, "level": self.level, "resamples": self.resamples, "seed": self.seed}
+
+
+# --- classification ----------------------------------------------------------------------------------------------
+
+
+def resampled_classification(
+    cases: CollectedCases, thresholds: Thresholds, intervals: Intervals
+) -> Resampled | None:
+    """Every classification figure of the labeled cases and of the bootstrap's resamples; None without labeled cases."""
+    labeled = cases.labeled_N
+    if not labeled.any():
+        return None
+    return bootstrap_classification(
+        cases.probability_NK[labeled],
+        cases.label_NK[labeled],
+        DISEASE_NAMES,
+        threshold=thresholds.value_K,
+        patient_ids=[patient for patient, keep in zip(cases.patient_ids, labeled, strict=True) if keep],
+        resamples=max(1, intervals.resamples),
+        seed=intervals.seed,
+    )
+
+
+def classification_section(
+    cases: CollectedCases, thresholds: Thresholds, intervals: Intervals, drawn: Resampled
+) -> dict[str, Any]:
+    """Per disease, macro, micro, CRG; with calibration, counts and thresholds a disease."""
+    labeled = cases.labeled_N
+    probability_NK, label_NK = cases.probability_NK[labeled], cases.label_NK[labeled]
+    plain = classification_figures(probability_NK, label_NK, DISEASE_NAMES, thresholds.value_K)
+    section = drawn.intervals(intervals.level) if intervals.resamples else plain
+    in_unit = bool(((probability_NK >= 0) & (probability_NK <= 1)).all())
+    ece_K = (
+        expected_calibration_error(probability_NK, label_NK)
+        if in_unit
+        else np.full(len(DISEASE_NAMES), np.nan)
+    )
+    brier_K = brier_score(probability_NK, label_NK)
+    per_disease = {}
+    for k, name in enumerate(DISEASE_NAMES):
+        per_disease[name] = {
+            **section["per_disease"][name],
+            "ece": float(ece_K[k]),
+            "brier": float(brier_K[k]),
+            "threshold": float(thresholds.value_K[k]),
+            "cases": int(plain["per_disease"][name]["cases"]),
+            "positives": int(plain["per_disease"][name]["positives"]),
+        }
+    return {
+        "cases": int(labeled.sum()),
+        "per_disease": per_disease,
+        "macro": {
+            **section["macro"],
+            "ece": float(mean_of_known(ece_K)),
+            "brier": float(mean_of_known(brier_K)),
+        },
+        "micro": section["micro"],
+        "crg": section["crg"],
+    }
+
+
+# --- localization ------------------------------------------------------------------------------------------------
+
+
+def localization_section(cases: CollectedCases, intervals: Intervals) -> dict[str, Any]:
+    """Means over cases with the lesion in truth or prediction, and figures of single lesions: per lesion and macro."""
+    per_lesion: dict[str, Any] = {}
+    for key in (key for key in LESION_KEYS if any(score.lesion == key for score in cases.lesions)):
+        scores = [score for score in cases.lesions if score.lesion == key]
+        value_NM = np.array([list(score.figures.values()) for score in scores])
+        patients = _patients_of(cases, [score.case_id for score in scores])
+        true, predicted = (
+            np.array([getattr(s.record, name) for s in scores]) for name in ("true", "predicted")
+        )
+        overlaps = [score.record.lesions for score in scores if score.record.lesions is not None]
+        per_lesion[key] = {
+            **_means(value_NM, LESION_FIGURES, patients, intervals),
+            "cases": len(scores),
+            "with_lesion": int((true > 0).sum()),
+            "missed": int(((true > 0) & (predicted == 0)).sum()),
+            "invented": int(((true == 0) & (predicted > 0)).sum()),
+            "single_lesions": lesion_figures(overlaps),
+        }
+    macro = {name: nanmean([_value(found[name]) for found in per_lesion.values()]) for name in LESION_FIGURES}
+    return {
+        "per_lesion": per_lesion,
+        "macro": {
+            **macro,
+            "single_lesions": {
+                name: nanmean([found["single_lesions"][name] for found in per_lesion.values()])
+                for name in ("sensitivity", "precision", "ap50")
+            },
+        },
+    }
+
+
+def _patients_of(cases: CollectedCases, case_ids: Sequence[str]) -> list[str]:
+    patient_of = dict(zip(cases.case_ids, cases.patient_ids, strict=True))
+    return [patient_of[case_id] for case_id in case_ids]
+
+
+def _means(
+    value_NM: Floats, names: Sequence[str], patients: Sequence[str], intervals: Intervals
+) -> dict[str, Any]:
+    mean_M = mean_of_known(value_NM.T)
+    if not intervals.resamples:
+        return dict(zip(names, mean_M.tolist(), strict=True))
+    drawn_RM = resample_means(
+        value_NM, patient_ids=patients, resamples=intervals.resamples, seed=intervals.seed
+    )
+    return {name: interval(mean_M[m], drawn_RM[:, m], intervals.level) for m, name in enumerate(names)}
+
+
+def _value(figure: Any) -> float:
+    return float(getattr(figure, "value", figure))
+
+
+# --- two systems -------------------------------------------------------------------------------------------------
+
+
+def comparison_section(
+    first: CollectedCases,
+    second: CollectedCases,
+    drawn: tuple[Resampled | None, Resampled | None],
+    intervals: Intervals,
+) -> dict[str, Any]:
+    """First system minus second, over the same patients; ``p_value`` is two-sided."""
+    section: dict[str, Any] = {}
+    if drawn[0] is not None and drawn[1] is not None:
+        section["classification"] = compare_classification(drawn[0], drawn[1], intervals.level)
+    of_second = {(score.case_id, score.lesion): score for score in second.lesions}
+    per_lesion = {}
+    for key in LESION_KEYS:
+        pairs = [
+            (score, of_second[score.case_id, key])
+            for score in first.lesions
+            if score.lesion == key and (score.case_id, key) in of_second
+        ]
+        if pairs:
+            per_lesion[key] = _paired_means(
+                np.array([[a.figures[name] - b.figures[name] for name in ("dice", "iou")] for a, b in pairs]),
+                ("dice", "iou"),
+                _patients_of(first, [a.case_id for a, _ in pairs]),
+                intervals,
+            )
+    if per_lesion:
+        section["localization"] = {"per_lesion": per_lesion}
+    return section
+
+
+def _paired_means(
+    value_NM: Floats, names: Sequence[str], patients: Sequence[str], intervals: Intervals
+) -> dict[str, Any]:
+    drawn_RM = resample_means(
+        value_NM, patient_ids=patients, resamples=max(1, intervals.resamples), seed=intervals.seed
+    )
+    mean_M = mean_of_known(value_NM.T)
+    return {
+        name: difference(float(mean_M[m]), drawn_RM[:, m], intervals.level) for m, name in enumerate(names)
+    }
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def as_json(value: Any) -> Any:
+    """Dataclasses as objects, arrays as lists, NaN and infinity as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return as_json(value.tolist())
+    if isinstance(value, (np.integer, np.bool_)):
+        return value.item()
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

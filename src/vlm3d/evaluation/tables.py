@@ -1,0 +1,158 @@
+"""The figures of an evaluation as a plain text that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm3d.labels import LESIONS
+
+_LESION_NAMES = {lesion.key: lesion.name for lesion in LESIONS}
+_MISSING = "-"
+
+
+def evaluation_text(figures: Mapping[str, Any]) -> str:
+    """Everything that `evaluation.json` holds, as tables.
+
+    Args:
+        figures: `Evaluation.figures`.
+    """
+    lines = [
+        f"{figures['predictions']} against {figures['truth']}: "
+        f"{figures['cases']} cases of {figures['patients']} patients"
+        + (f", {len(figures['left_out'])} left out" if figures["left_out"] else ""),
+    ]
+    if figures["training"] not in (None, "trained"):
+        words = {
+            "untrained": "UNTRAINED: random predictions",
+            "synthetic": "trained on synthetic phantoms only",
+        }
+        lines.append(f"weights: {words[figures['training']]}")
+    intervals = figures["intervals"]
+    if intervals["resamples"]:
+        lines.append(
+            f"intervals: {intervals['level']:.0%}, {intervals['method']}, {intervals['resamples']} resamples"
+        )
+    for title, section in (
+        ("Classification", _classification),
+        ("Localization", _localization),
+        ("Boxes, scored as the VLM3D challenge does", _boxes),
+        ("Reports", _reports),
+        ("Comparison", _comparison),
+    ):
+        content = figures.get(title.split(",")[0].lower())
+        if content is not None:
+            lines += ["", title, *section(content, figures)]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A figure as it is read: with its interval where it has one, a dash where it is not defined."""
+    if isinstance(value, Mapping):
+        middle = number(value["value"], digits)
+        if middle == _MISSING or value.get("low") is None:
+            return middle
+        ends = f" ({number(value['low'], digits)} to {number(value['high'], digits)})"
+        return middle + ends + (f" p={value['p_value']:.3g}" if value.get("p_value") is not None else "")
+    return _MISSING if value is None else f"{value:.{digits}f}"
+
+
+def short(value: Any, digits: int = 3) -> str:
+    """A figure without its interval."""
+    return number(value["value"] if isinstance(value, Mapping) else value, digits)
+
+
+def _classification(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    columns = ("auroc", "ap", "f1", "precision", "recall", "accuracy", "ece", "threshold")
+    rows = [
+        [name, *(short(found[column]) for column in columns), f"{found['positives']}/{found['cases']}"]
+        for name, found in content["per_disease"].items()
+    ]
+    for group in ("macro", "micro"):
+        rows.append([group, *(short(content[group].get(column)) for column in columns), ""])
+    totals = ", ".join(f"{name} {number(content['macro'][name])}" for name in ("auroc", "ap", "f1"))
+    return [
+        f"thresholds: {figures['thresholds']['source']}",
+        *_table(["disease", *columns, "positive"], rows),
+        f"macro: {totals}",
+        f"CRG: {number(content['crg'])}",
+    ]
+
+
+def _localization(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    columns = ("dice", "iou", "sensitivity", "precision", "hd95_mm", "average_surface_mm", "surface_dice")
+    rows, singles = [], []
+    for key, found in content["per_lesion"].items():
+        name, single = _LESION_NAMES.get(key, key), found["single_lesions"]
+        values = [number(found["dice"]), *(short(found[column]) for column in columns[1:])]
+        with_lesion = f"{found['with_lesion']}/{found['cases']}"
+        rows.append([name, *values, with_lesion, str(found["missed"]), str(found["invented"])])
+        counts = f"{single['truth']}/{single['predicted']}"
+        rates = [short(single[column]) for column in ("sensitivity", "precision", "ap50")]
+        singles.append([name, counts, *rates, *(short(value) for value in single["froc"].values())])
+        singles += [
+            [f"  {size}", str(part["truth"]), short(part["sensitivity"]), *[""] * (2 + len(single["froc"]))]
+            for size, part in single["by_size"].items()
+            if part["truth"]
+        ]
+    rows.append(["macro", *(short(content["macro"][column]) for column in columns), "", "", ""])
+    froc = next(iter(content["per_lesion"].values()))["single_lesions"]["froc"]
+    header = ["single lesions", "true/predicted", "sensitivity", "precision", "ap50"]
+    return [
+        *_table(["lesion", *columns, "with lesion", "missed", "invented"], rows),
+        "",
+        *_table([*header, *(f"at {rate} FP/scan" for rate in froc)], singles),
+    ]
+
+
+def _boxes(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [_LESION_NAMES.get(key, key), *(short(value) for value in found.values())]
+        for key, found in content["per_lesion"].items()
+    ]
+    columns = list(next(iter(content["per_lesion"].values()), {}))
+    totals = [f"{name}: {short(value)}" for name, value in content.items() if name != "per_lesion"]
+    return [*_table(["lesion", *columns], rows), *totals]
+
+
+def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    lines = [f"{content['cases']} reports, {content['missing']} of them not written"]
+    for title in ("official", "tokenized"):
+        if title in content:
+            values = ", ".join(f"{name} {number(value)}" for name, value in content[title].items())
+            lines.append(f"{title}: {values}")
+    clinical = content["clinical"]
+    columns = ("f1", "precision", "recall", "accuracy")
+    rows = [
+        [
+            name,
+            *(short(found[column]) for column in columns),
+            f"{int(found['positives'])}/{int(found['cases'])}",
+        ]
+        for name, found in clinical["per_disease"].items()
+    ]
+    rows.append(["macro", *(short(clinical["macro"][column]) for column in columns), ""])
+    lines.append(f"findings in the text, read by {clinical['labeler']}; truth: {clinical['truth']}")
+    return [*lines, *_table(["finding", *columns, "positive"], rows), f"CRG: {number(clinical['crg'])}"]
+
+
+def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    lines = [f"{figures['predictions']} minus {content['against']}, the same patients in every resample"]
+    found = content.get("classification")
+    if found is not None:
+        lines += [f"  macro {name}: {number(found['macro'][name])}" for name in ("auroc", "ap", "f1")]
+        lines.append(f"  CRG: {number(found['crg'])}")
+    for key, values in content.get("localization", {}).get("per_lesion", {}).items():
+        lines.append(f"  Dice of {_LESION_NAMES.get(key, key).lower()}: {number(values['dice'])}")
+    return lines
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    ]
