@@ -37,9 +37,10 @@ from vlm3d.labels import DISEASE_NAMES
 
 Painter = Callable[[Canvas, np.random.Generator, FindingSpec], list[Painted]]
 
-# in painting order: what changes the lung's texture first, what fills it next, what displaces it last.
+# in painting order: what moves organs, what changes the lung's texture, what fills it, what displaces it last.
 # Cardiomegaly is not here: the heart is built large.
 PAINTERS: dict[str, Painter] = {
+    "Atelectasis": paint_atelectasis,
     "Hiatal hernia": paint_hiatal_hernia,
     "Lymphadenopathy": paint_lymphadenopathy,
     "Emphysema": paint_emphysema,
@@ -50,7 +51,6 @@ PAINTERS: dict[str, Painter] = {
     "Pulmonary fibrotic sequela": paint_fibrotic_sequela,
     "Lung nodule": paint_nodules,
     "Lung opacity": paint_ground_glass,
-    "Atelectasis": paint_atelectasis,
     "Consolidation": paint_consolidation,
     "Pericardial effusion": paint_pericardial_effusion,
     "Pleural effusion": paint_pleural_effusion,

@@ -27,16 +27,19 @@ from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
 RngType = np.random.Generator
 FLUID_HU = 10.0
+AERATED_HU = -400.0
 
 
 def choose_lobes(
     canvas: Canvas, rng: RngType, spec: FindingSpec, count: int, lower: float = 0.0
 ) -> list[int]:
-    """Draw lobes by volume; ``lower`` over 0 favors the lower lobes, under 0 the upper ones."""
+    """Draw lobes by the volume of air in them; ``lower`` over 0 favors the lower lobes, under 0 the upper ones."""
     wanted = [REGION_IDS[spec.region]] if spec.region else list(LUNG_IDS)
     if spec.side:
         wanted = [region for region in wanted if REGION_BY_ID[region].side == spec.side]
-    sizes = np.bincount(canvas.regions_DHW[::2, ::4, ::4].ravel(), minlength=21)
+    coarse = (slice(None, None, 2), slice(None, None, 4), slice(None, None, 4))
+    aerated = canvas.hu_DHW[coarse] < AERATED_HU
+    sizes = np.bincount(canvas.regions_DHW[coarse][aerated], minlength=21)
     weights = np.array([float(sizes[region]) if region in LUNG_IDS else 0.0 for region in wanted])
     for place, region in enumerate(wanted):
         key = REGION_BY_ID[region].key
@@ -63,6 +66,7 @@ def room_in_lobe(canvas: Canvas, rng: RngType, region: int, radius_mm: float) ->
         index = tuple(canvas.frame.index_of(centers + direction * radius_mm).T)
         good &= canvas.regions_DHW[index] == region
         density += canvas.hu_DHW[tuple(canvas.frame.index_of(centers + direction * radius_mm * 0.6).T)]
+    good &= density < len(directions) * AERATED_HU
     if not good.any():
         return None
     clear = np.where(good, density, np.inf)
@@ -143,7 +147,7 @@ def lobe_patch(
     canvas: Canvas, rng: RngType, region: int, radius_mm: float, *, rough: float = 0.28, edge_mm: float = 0.0
 ) -> tuple[Box, Array] | None:
     """An irregular patch within a lobe, up to the pleura: where, and its share of each voxel."""
-    where = np.flatnonzero(canvas.regions_DHW == region)
+    where = np.flatnonzero((canvas.regions_DHW == region) & (canvas.hu_DHW < AERATED_HU))
     if len(where) == 0:
         return None
     center_index = np.array(np.unravel_index(int(where[rng.integers(len(where))]), canvas.frame.shape_DHW))

@@ -11,6 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
+from vlm3d.datasets.phantom.collapse import paint_lobar_collapse
 from vlm3d.datasets.phantom.frame import Array, Box, Canvas, Slices, bounds, coverage, smooth_noise
 from vlm3d.datasets.phantom.lesions import RngType, choose_lobes
 from vlm3d.datasets.phantom.trees import Tubes, grow, join, sample_in_region, tube_coverage
@@ -109,7 +110,7 @@ def paint_mosaic(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painte
     lungs = np.isin(canvas.regions_DHW[box.index], lobes)
     hu = canvas.hu_DHW[box.index]
     soft = np.clip((-450.0 - hu) / 250.0, 0, 1) * np.clip((hu + 985.0) / 40.0, 0, 1)
-    depth = 45.0 + 55.0 * spec.severity
+    depth = 58.0 + 47.0 * spec.severity
     hu += lungs * soft * np.float32(depth) * (1.25 - 1.85 * darkness)
     return _whole_lungs(canvas, "Mosaic attenuation pattern", (darkness > 0.5) & lungs, box.index, "lobular")
 
@@ -277,7 +278,13 @@ def _plate(
 
 
 def paint_atelectasis(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[Painted]:
-    """Atelectasis: plates of collapsed lung, level and near the bases; the more severe, the thicker."""
+    """Atelectasis: plates of collapsed lung, level and near the bases, or a whole lobe that has lost its volume."""
+    lobar = rng.random() < 0.15 + 0.4 * spec.severity
+    if spec.kind == "lobar" or (spec.kind is None and spec.size_mm is None and spec.count is None and lobar):
+        lobes = choose_lobes(canvas, rng, spec, 1, lower=0.8)
+        collapsed = [piece for lobe in lobes for piece in paint_lobar_collapse(canvas, rng, spec, lobe)]
+        if collapsed:
+            return collapsed
     count = spec.count or 1 + int(round(2.2 * spec.severity * rng.uniform(0.6, 1.2)))
     painted = []
     for region in choose_lobes(canvas, rng, spec, count, lower=1.2):

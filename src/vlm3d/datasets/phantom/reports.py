@@ -132,6 +132,20 @@ def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], li
     return say
 
 
+_BANDS = _lobar(
+    "atelectasis", "Band-shaped atelectasis in the {places}.", "Subsegmental atelectasis of the {places}."
+)
+_COLLAPSE = _lobar(
+    "atelectasis",
+    "Atelectasis of the whole {places} with volume loss.",
+    "Lobar atelectasis: the {places} has collapsed and the mediastinum has moved toward it.",
+)
+
+
+def _atelectasis(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
+    return (_COLLAPSE if items[0].kind == "lobar" else _BANDS)(items, rng)
+
+
 _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Medical material": lambda items, rng: [
         _pick(
@@ -181,9 +195,7 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Emphysema": _lobar(
         "emphysema", "{Degree} emphysema.", "{Degree} centrilobular emphysema, mostly in the upper lobes."
     ),
-    "Atelectasis": _lobar(
-        "atelectasis", "Band-shaped atelectasis in the {places}.", "Subsegmental atelectasis of the {places}."
-    ),
+    "Atelectasis": _atelectasis,
     "Lung nodule": _nodules,
     "Lung opacity": _lobar(
         "ground-glass",
