@@ -31,7 +31,7 @@ KIND = "ct_rate"
 OPTIONS = ("split", "release", "tables")
 FIXED_FOLDER = re.compile(r"_fixed$")
 _VOLUME = re.compile(r"(?P<split>train|valid)_(?P<patient>\d+)_(?P<scan>[a-z]+)_(?P<rec>\d+)")
-_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii")
 Value = TypeVar("Value")
 
 
@@ -196,7 +196,7 @@ def _named_volumes(
     strange: list[str] = []
     twice: list[str] = []
     for path in files:
-        if not path.name.lower().endswith(_SUFFIXES):
+        if not path.name.lower().endswith(SUFFIXES):
             continue
         name = parse_volume_name(volume_key(path.name))
         if name is None:
