@@ -147,23 +147,44 @@ def demo(
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same phantom.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Phantoms to write, with seeds from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same phantom.")] = 0,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Write that many, with seeds from --seed on, each to a folder in --out."),
+    ] = None,
     spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size D H W in mm.")] = (
         3.0,
         1.5,
         1.5,
     ),
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 for one a core.")] = 0,
+    protocol: Annotated[
+        str, typer.Option(help="default, or shifted for scanners outside the default's range.")
+    ] = "default",
+    prevalence_scale: Annotated[
+        float, typer.Option(min=0.01, max=100.0, help="How many times as common each finding is, to 60 %.")
+    ] = 1.0,
 ) -> None:
-    """Write procedural chest CTs with region masks, lesion masks, labels and reports."""
-    from vlm3d.datasets.phantom import generate_phantom
-    from vlm3d.datasets.phantom.writing import write_phantom
+    """Write procedural chest CTs with masks, labels and reports; phantoms that are there already are kept."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
+    from vlm3d.datasets.phantom.writing import write_phantoms
 
     if not all(0.3 <= side <= 20 for side in spacing):
         raise _usage("--spacing takes three numbers between 0.3 and 20 mm")
-    for number in range(seed, seed + count):
-        folder = out if count == 1 else out / f"phantom_{number:06d}"
-        typer.echo(write_phantom(generate_phantom(number, spacing_mm=spacing), folder))
+    kept = 0
+    for folder, was_there in write_phantoms(
+        out,
+        range(seed, seed + (count or 1)),
+        single=count is None,
+        jobs=jobs or os.cpu_count() or 1,
+        spacing_mm=spacing,
+        protocol=None if _one_of(protocol, "--protocol", ("default", "shifted")) == "default" else protocol,
+        prevalence_scale=prevalence_scale,
+    ):
+        kept += was_there
+        typer.echo(folder)
+    if kept:
+        typer.echo(f"kept {kept} that were complete already", err=True)
 
 
 @app.command()

@@ -172,7 +172,7 @@ def paint_lymphadenopathy(canvas: Canvas, rng: RngType, spec: FindingSpec) -> li
     if fork is None:
         return []
     stations = [name for name, (_, side) in _STATIONS.items() if spec.side in (None, side)]
-    count = min(spec.count or 1 + int(round(3.5 * spec.severity * rng.uniform(0.6, 1.2))), len(stations))
+    count = min(spec.count or 2 + int(round(3.0 * spec.severity * rng.uniform(0.6, 1.2))), len(stations))
     hard = (
         "aorta",
         "pulmonary_vessels",
@@ -190,7 +190,7 @@ def paint_lymphadenopathy(canvas: Canvas, rng: RngType, spec: FindingSpec) -> li
         center = _into_mediastinum(canvas, fork + np.array(offset) + rng.normal(0, 1.5, 3))
         if center is None:
             continue
-        short = (spec.size_mm or 11.0 + 11.0 * spec.severity * rng.uniform(0.6, 1.2)) / 2
+        short = (spec.size_mm or 12.0 + 11.0 * spec.severity * rng.uniform(0.6, 1.2)) / 2
         radii = short * np.array([rng.uniform(1.2, 1.6), 1.0, rng.uniform(1.0, 1.5)])
         box = canvas.frame.around(center, np.maximum(radii + 4, canvas.frame.step_mm * 1.01))
         if box is None:

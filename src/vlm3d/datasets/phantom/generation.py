@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Phantom:
         truth: Every painted piece.
         report: Findings, impression and recommendations, in words.
         patient: Facts that shaped it, such as sex, contrast phase and kernel.
+        settings: What it was asked for: ``spacing_mm``, ``protocol``, ``prevalence_scale``.
     """
 
     seed: int
@@ -61,6 +62,7 @@ class Phantom:
     truth: list[FindingTruth]
     report: ReportText
     patient: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def generate_phantom(
@@ -140,7 +142,19 @@ def generate_phantom(
                 if moves
             ],
         },
+        settings=settings_of(spacing_mm, protocol, prevalence_scale),
     )
+
+
+def settings_of(
+    spacing_mm: tuple[float, float, float], protocol: str | None, prevalence_scale: float
+) -> dict[str, Any]:
+    """What a phantom was asked for beside its seed and findings, as JSON values."""
+    return {
+        "spacing_mm": [float(side) for side in spacing_mm],
+        "protocol": protocol or "default",
+        "prevalence_scale": float(prevalence_scale),
+    }
 
 
 def _frame(

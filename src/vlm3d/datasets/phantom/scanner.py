@@ -38,7 +38,7 @@ KERNELS: dict[Kernel, KernelShape] = {
     "standard": KernelShape(0.6, 0.15, 0.7, 1.0),
     "sharp": KernelShape(0.4, 0.75, 0.35, 1.8),
     "very soft": KernelShape(1.2, 0.0, 1.35, 0.5),
-    "very sharp": KernelShape(0.3, 1.1, 0.3, 2.1),
+    "very sharp": KernelShape(0.3, 1.0, 0.3, 1.9),
 }
 
 
@@ -79,7 +79,7 @@ DEFAULT_PROTOCOL = Protocol(
 )
 SHIFTED_PROTOCOL = Protocol(
     kernels={"very soft": 0.5, "very sharp": 0.5},
-    noise_hu=(46.0, 70.0),
+    noise_hu=(46.0, 60.0),
     noise_scale_hu=13.5,
     tilt_deg=6.0,
     motion_share=0.8,
