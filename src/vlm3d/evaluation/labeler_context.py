@@ -27,17 +27,18 @@ _NOT_A_DENIAL = (
     r"measured|reach\w*|exceed\w*|meet|included|enter|enhance\w*|show(?:ing)? (?:\w+ )?(?:contrast|enhancement|change|"
     r"difference)|cause|obstruct\w*|need\w*|require\w*|shift\w*|communicat\w*)"
 )
+_SKIP, _BE_, _SEEN_, _ADVERB_ = (part.replace(" ", "[ ]") for part in (_NOT_A_DENIAL, _BE, _SEEN, _ADVERB))
 _CUE = re.compile(
     rf"""
     \b(?:
-      (?P<skip> {_NOT_A_DENIAL}
+      (?P<skip> {_SKIP}
       | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ])?(?:observed|seen|detected|described|
         defined|present|reported|found|noted|known|monitored|identified)[ ](?:also[ ])?(?:\w+[ ])?(?:in|on|at)[ ]
         (?:the[ ])?(?:patient's[ ])?(?:previous|prior|old|earlier|former)
       | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt | whether[ ]or[ ]not )
     | (?P<except> (?:other[ ]than|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
         beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
-    | (?P<after> (?:{_BE}[ ])?(?:not|n't)[ ]{_ADVERB}(?:been[ ])?{_SEEN} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN}
+    | (?P<after> (?:{_BE_}[ ])?(?:not|n't)[ ]{_ADVERB_}(?:been[ ])?{_SEEN_} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN_}
       | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
       | un(?:detected|observed)
  )
@@ -48,7 +49,7 @@ _CUE = re.compile(
       | (?:was|were)[ ](?:removed|resected|excised) | disappeared | no[ ]longer )
     | (?P<before> no|not|without|free[ ](?:of|from)|absence[ ]of|negative[ ]for|neither|nor|never|lack[ ]of|
         rather[ ]than|devoid[ ]of|instead[ ]of|ruled?[ ]out|exclude[ds]? )
-    | (?P<seen> {_BE}[ ]{_ADVERB}(?:{_SEEN}|made|measured|accompanied|located|stable|thought|evaluated|increased)
+    | (?P<seen> {_BE_}[ ]{_ADVERB_}(?:{_SEEN_}|made|measured|accompanied|located|stable|thought|evaluated|increased)
       | there[ ](?:is|are|was|were) | consists?[ ]of | attracts?[ ]attention )
     | (?P<bare> observed | detected | seen | found )
     | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only )

@@ -72,7 +72,7 @@ _RULES: tuple[FindingRule, ...] = (
     FindingRule(
         "Medical material",
         (
-            *("cathe", "pacem", "stent", "prosthe", "sutur", "clip", "tube", "cannul", "port ", "metal", "screw"),
+            *("cathe", "pacem", "stent", "prosthe", "sutur", "clip", "tube", "cannul", "port", "metal", "screw"),
             *("implant", "wire", "electrode", "graft", "material", "replac", "sternotom", "device", "icd "),
             *("silicon", "drain", "valvulopl", "stapl", "fixat", "foreign", "leads", "coil", "peg ", "pace maker"),
             *("filter", "balloon", "medical"),
@@ -86,11 +86,11 @@ _RULES: tuple[FindingRule, ...] = (
                     r"prosthe\w*",
                     r"sutur\w*",
                     r"clips?\b",
-                    r"tubes?\b",
+                    r"(?<!upper )(?<!lower )tubes?\b",
                     r"cannula\w*",
-                    r"port (?:chamber|catheter|reservoir)",
+                    r"port\b",
                     r"chamber port",
-                    r"metal\w*",
+                    r"metal\w*(?! art[ei]fact)",
                     r"electrodes?\b",
                     r"peg\b",
                     r"(?:surgical|operation|operative|postoperative|medical|foreign|embolizing|suture|graft) "
@@ -98,7 +98,6 @@ _RULES: tuple[FindingRule, ...] = (
                     r"medical devices?",
                     r"valve replacement",
                     r"valvuloplast\w*",
-                    r"sternotom\w*",
                     r"sternal wires?",
                     r"icd\b",
                     r"drain(?:age)?s?\b",
@@ -106,7 +105,7 @@ _RULES: tuple[FindingRule, ...] = (
                     r"leads\b",
                     r"vena cava filter",
                     r"(?:surgical )?staples?\b",
-                    r"(?:stent )?graft\b",
+                    r"(?:stent )?graft\b(?! vein)",
                 ),
                 unless=re.compile(r"drainage (?:vein|of the)|metallo|tubercul|vertebra|[tl]\d+ "),
                 window=(30, 40),
@@ -119,17 +118,18 @@ _RULES: tuple[FindingRule, ...] = (
         (
             Naming(
                 _any(r"athero\w*", r"atero\w*", r"arteriosclero\w*"),
-                needs=re.compile(rf"^(?!.*(?:{_CORONARY}))|aort|arcus|vascular|carotid|iliac|subclav|supra|vessels"),
+                needs=re.compile(rf"^(?!.*(?:{_CORONARY}))|aort|arcus|(?<!coronary )vascular|carotid|iliac|subclav|supra|vessels"),
                 window=_SENTENCE,
             ),
             Naming(
                 _any(r"calcif\w*", r"calsif\w*", r"calcic\w*", r"plaques?\b"),
                 needs=re.compile(
-                    r"aort(?!o ?pulm|ic valve)|arcus|vascular (?:wall|struct)|carotid|iliac|subclav|supra ?aort|"
-                    r"\barterial|(?<!coronary )(?<!coroner )\barter(?:y|ies)\b|vessels"
+                    r"aort(?!o ?pulm|ic valve)|arcus|(?<!coronary )vascular (?:wall|struct)|carotid|iliac|subclav|supra ?aort|"
+                    r"\barterial|"
+                    r"(?<!coronary )(?<!coroner )(?<!descending )\barter(?:y|ies)\b|vessels"
                 ),
-                unless=re.compile(_NO_VESSEL),
-                window=(60, 60),
+                unless=re.compile(rf"^.{{0,80}}(?:{_NO_VESSEL})"),
+                window=(60, 100),
             ),
         ),
     ),
@@ -241,17 +241,18 @@ _RULES: tuple[FindingRule, ...] = (
         ("opaci", "ground", "densit", "glass"),
         (
             Naming(
-                _any(r"ground ?\w* ?glass\w*(?! nodul)", r"(?:frosted|icy|iced) (?:glass|densit)\w*", r"glass (?:area|densit)\w*")
+                _any(r"ground ?\w* ?glass\w*", r"(?:frosted|icy|iced) (?:glass|densit)\w*", r"glass (?:area|densit)\w*")
             ),
             Naming(
-                _any(r"(?<!nodular )(?<!acinar )opaci\w*"),
+                _any(r"opaci\w*"),
                 unless=re.compile(r"contrast|opacif"),
             ),
             Naming(
                 _any(r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"),
                 unless=re.compile(
-                    r"sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|bone|liver|"
-                    r"vertebra|omental|metal\w*|rib\b|inguinal|"
+                    r"soft tissue|sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|bone|liver|"
+                    r"vertebra|omental|metal\w*|rib\b|inguinal|coronar|bladder|"
+                    r"thymic|oment|periton|spleen|"
                     r"(?:consistent|compatible|favou?r)[\w ,]{0,40}(?:atelect|sequel|consolid)"
                 ),
                 window=(60, 90),
@@ -268,7 +269,7 @@ _RULES: tuple[FindingRule, ...] = (
                     r"sequel\w*(?! (?:calcif\w+ )?(?:nodul|lymph|pulmonary nod))",
                     r"pleur[oa]l? ?paren\w* (?:\w+ ){0,3}?(?:band|densit|recession|streak|retract|line|thick|distor)\w*",
                     r"(?:parenchymal|subpleural|pleural) bands?",
-                    r"scar\w*",
+                    r"(?<!interstitial )scar\w*",
                 ),
                 unless=re.compile(
                     r"fractur|kidney|renal|rib\b|ribs\b|vertebra|liver|spleen|bone|humerus|myocard|clavic|hepatic|"
@@ -315,7 +316,7 @@ _RULES: tuple[FindingRule, ...] = (
     FindingRule(
         "Consolidation",
         ("consolid", "konsol"),
-        (Naming(_any(r"(?<!glass )[ck]onsolid\w*")),),
+        (Naming(_any(r"[ck]onsolid\w*")),),
     ),
     FindingRule(
         "Bronchiectasis",
@@ -337,9 +338,8 @@ _RULES: tuple[FindingRule, ...] = (
             Naming(
                 _any(
                     r"\w*sept\w* (?:\w+ ){0,3}?thick\w*",
-                    r"thick\w*(?: \w+){0,4}? \w*sept(?:a|al|um)\b",
+                    r"thick\w*(?: \w+){0,8}? \w*sept(?:a|al|um)\b",
                     r"inter ?lobular (?:\w+ ){0,3}?thick\w*",
-                    r"(?:prominen\w*|increas\w*)(?: \w+){0,5}? inter ?lob\w* sept\w*",
                 ),
                 unless=re.compile(r"ventric|nasal|paraseptal"),
                 window=(20, 10),

@@ -50,9 +50,10 @@ def split_sentences(text: str) -> list[Sentence]:
     >>> [sentence.text for sentence in split_sentences("A cyst of 1.5 cm. No effusion; clear lungs")]
     ['A cyst of 1.5 cm.', 'No effusion;', 'clear lungs']
     """
-    sentences = []
+    sentences: list[Sentence] = []
     start = 0
-    for match in _BREAK.finditer(text):
+    # lists whose line breaks were lost keep two spaces between their items
+    for match in _BREAK.finditer(text.replace("  ", " \n")):
         if match.end() - start < 8 and _NUMBER.fullmatch(text, start, match.end()):
             continue  # "2." of a list belongs to what follows
         _append(sentences, text, start, match.end())
