@@ -134,14 +134,15 @@ def _paint_slab(canvas: Canvas, box: Box, patient: Patient, trunk: Trunk, planes
 
 def _mix(hu: Array, share: Array, density: float | Array) -> None:
     """Mix a density in by a share a voxel; the share is used up."""
-    share *= np.float32(density) - hu if np.isscalar(density) else density - hu
+    share *= np.asarray(density, np.float32) - hu
     hu += share
 
 
 def _paint_cavity(canvas: Canvas, box: Box, patient: Patient, trunk: Trunk) -> None:
     """What lies inside the ribs: fat, the diaphragm's muscle, pleura and air."""
     edge = canvas.frame.edge_mm
-    hu, regions, cavity = (part[box.index] for part in (canvas.hu_DHW, canvas.regions_DHW, trunk.cavity_DHW))
+    hu, cavity = canvas.hu_DHW[box.index], trunk.cavity_DHW[box.index]
+    regions = canvas.regions_DHW[box.index]
     inside = coverage(cavity, edge)
     lung = _lung_distance(box, cavity, trunk.diaphragm_HW[box.index[1:]])
     above = box.z - trunk.diaphragm_HW[None, box.index[1], box.index[2]]

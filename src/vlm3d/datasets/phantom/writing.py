@@ -99,14 +99,14 @@ def write_phantoms(
         if holds_phantom(folder, seed, settings):
             yield folder, True
         else:
-            missing.append((seed, str(folder)))
+            missing.append((seed, folder))
     write = partial(_write_one, spacing_mm=spacing_mm, protocol=protocol, prevalence_scale=prevalence_scale)
-    for (seed, folder), result in each_finished(write, missing, workers=max(min(jobs, len(missing)), 1)):
+    for job, result in each_finished(write, missing, workers=max(min(jobs, len(missing)), 1)):
         if result is KILLED:
             raise ResourceError(
-                f"the process that made phantom {seed} was killed, most likely for want of memory; take fewer --jobs"
+                f"the process that made phantom {job[0]} was killed, most likely for want of memory; take fewer --jobs"
             )
-        yield Path(folder), False
+        yield job[1], False
 
 
 def holds_phantom(folder: Path, seed: int, settings: Mapping[str, Any]) -> bool:
@@ -130,7 +130,7 @@ def holds_phantom(folder: Path, seed: int, settings: Mapping[str, Any]) -> bool:
 
 
 def _write_one(
-    job: tuple[int, str],
+    job: tuple[int, Path],
     *,
     spacing_mm: tuple[float, float, float],
     protocol: str | None,
