@@ -235,6 +235,31 @@ def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -
 
 
 @app.command()
+def label(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Reports: text files, or CSV tables of one report a row.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write.")],
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of a table that holds the words; may be given more than once."),
+    ] = None,
+    evidence: Annotated[
+        bool, typer.Option("--evidence/--no-evidence", help="Add the sentence that decided each label.")
+    ] = True,
+) -> None:
+    """Read the 18 findings from radiology reports, with rules; no weights are needed."""
+    from vlm3d.evaluation.labeler import label_report
+    from vlm3d.evaluation.labeler_files import labels_table, read_reports
+    from vlm3d.io.writing import write_atomically
+
+    reports = read_reports(inputs, text_column or ())
+    labels = [label_report(report.text) for report in reports]
+    write_atomically(out, labels_table([report.name for report in reports], labels, evidence=evidence))
+    typer.echo(f"{len(reports)} reports: {out}")
+
+
+@app.command()
 def info(
     config: Annotated[str | None, typer.Option("--config", help="Only this configuration.")] = None,
 ) -> None:

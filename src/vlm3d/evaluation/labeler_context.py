@@ -79,7 +79,9 @@ class Context:
 
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
-        self._cues = [(match.lastgroup or "", match.start(), match.end()) for match in _CUE.finditer(sentence)]
+        self._cues = [
+            (match.lastgroup or "", match.start(), match.end()) for match in _CUE.finditer(sentence)
+        ]
         self._cuts: list[int] | None = None
 
     def status(self, start: int, end: int) -> Status:

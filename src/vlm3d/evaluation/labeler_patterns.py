@@ -72,9 +72,32 @@ _RULES: tuple[FindingRule, ...] = (
     FindingRule(
         "Medical material",
         (
-            *("cathe", "pacem", "stent", "prosthe", "sutur", "clip", "tube", "cannul", "port", "metal", "screw"),
+            *(
+                "cathe",
+                "pacem",
+                "stent",
+                "prosthe",
+                "sutur",
+                "clip",
+                "tube",
+                "cannul",
+                "port",
+                "metal",
+                "screw",
+            ),
             *("implant", "wire", "electrode", "graft", "material", "replac", "sternotom", "device", "icd "),
-            *("silicon", "drain", "valvulopl", "stapl", "fixat", "foreign", "leads", "coil", "peg ", "pace maker"),
+            *(
+                "silicon",
+                "drain",
+                "valvulopl",
+                "stapl",
+                "fixat",
+                "foreign",
+                "leads",
+                "coil",
+                "peg ",
+                "pace maker",
+            ),
             *("filter", "balloon", "medical"),
         ),
         (
@@ -118,7 +141,9 @@ _RULES: tuple[FindingRule, ...] = (
         (
             Naming(
                 _any(r"athero\w*", r"atero\w*", r"arteriosclero\w*"),
-                needs=re.compile(rf"^(?!.*(?:{_CORONARY}))|aort|arcus|(?<!coronary )vascular|carotid|iliac|subclav|supra|vessels"),
+                needs=re.compile(
+                    rf"^(?!.*(?:{_CORONARY}))|aort|arcus|(?<!coronary )vascular|carotid|iliac|subclav|supra|vessels"
+                ),
                 window=_SENTENCE,
             ),
             Naming(
@@ -241,14 +266,20 @@ _RULES: tuple[FindingRule, ...] = (
         ("opaci", "ground", "densit", "glass"),
         (
             Naming(
-                _any(r"ground ?\w* ?glass\w*", r"(?:frosted|icy|iced) (?:glass|densit)\w*", r"glass (?:area|densit)\w*")
+                _any(
+                    r"ground ?\w* ?glass\w*",
+                    r"(?:frosted|icy|iced) (?:glass|densit)\w*",
+                    r"glass (?:area|densit)\w*",
+                )
             ),
             Naming(
                 _any(r"opaci\w*"),
                 unless=re.compile(r"contrast|opacif"),
             ),
             Naming(
-                _any(r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"),
+                _any(
+                    r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"
+                ),
                 unless=re.compile(
                     r"soft tissue|sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|bone|liver|"
                     r"vertebra|omental|metal\w*|rib\b|inguinal|coronar|bladder|"

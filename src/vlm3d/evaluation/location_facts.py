@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from vlm3d.evaluation.labeler import Mention, mentions
 from vlm3d.evaluation.location_words import Place, places_in, sizes_in
 from vlm3d.evaluation.sentences import plain
-
-FactSide = Literal["right", "left", "bilateral", "midline"]
-FactLevel = Literal["upper", "middle", "lower"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +18,9 @@ class LocationFact:
 
     Attributes:
         finding: Name of the disease, as in `vlm3d.labels`.
-        side: Of the patient.
+        side: ``"right"``, ``"left"``, ``"bilateral"`` or ``"midline"``.
         region: Key of `vlm3d.anatomy.regions`.
-        level: Third of the lungs' height.
+        level: ``"upper"``, ``"middle"`` or ``"lower"`` third of the lungs' height.
         size_mm: Largest diameter told.
         sentence: That tells it.
     """
@@ -77,9 +74,15 @@ class FactComparison(NamedTuple):
 
 
 _MIDLINE = {"Cardiomegaly", "Pericardial effusion", "Hiatal hernia"}
-_VESSELS = {"Arterial wall calcification", "Coronary artery wall calcification"}
 _LUNG = {
-    *("Emphysema", "Atelectasis", "Lung nodule", "Lung opacity", "Pulmonary fibrotic sequela", "Consolidation"),
+    *(
+        "Emphysema",
+        "Atelectasis",
+        "Lung nodule",
+        "Lung opacity",
+        "Pulmonary fibrotic sequela",
+        "Consolidation",
+    ),
     *("Mosaic attenuation pattern", "Peribronchial thickening", "Bronchiectasis"),
     "Interlobular septal thickening",
 }
@@ -125,7 +128,11 @@ def _facts_of_sentence(found: list[Mention]) -> Iterator[LocationFact]:
     sentence = found[0].sentence
     words = plain(sentence.text)
     groups = _groups(found, words)
-    edges = [0, *(_edge(words, a[-1].end, b[0].start) for a, b in zip(groups, groups[1:], strict=False)), len(words)]
+    edges = [
+        0,
+        *(_edge(words, a[-1].end, b[0].start) for a, b in zip(groups, groups[1:], strict=False)),
+        len(words),
+    ]
     lead: list[Place] = []
     for index, group in enumerate(groups):
         begin, finish = edges[index], edges[index + 1]
@@ -140,22 +147,26 @@ def _facts_of_sentence(found: list[Mention]) -> Iterator[LocationFact]:
 
 
 def _groups(found: list[Mention], words: str) -> list[list[Mention]]:
-    """Mentions that share what follows: 'bronchiectasis and peribronchial thickening in the lower lobes'."""
+    """Mentions that share what is said: 'bronchiectasis and peribronchial thickening in the lower lobes'."""
     groups: list[list[Mention]] = []
     for mention in found:
-        between = words[groups[-1][-1].end : mention.start] if groups else ""
-        if groups and (
-            mention.start < groups[-1][-1].end
-            or any(mention.rule.name == other.rule.name for other in groups[-1])
-            and not places_in(between, 0, len(between))
-            or not places_in(between, 0, len(between))
-            and not sizes_in(between, 0, len(between))
-            and len(between.split()) <= 4
-        ):
+        if groups and _shares(groups[-1], mention, words):
             groups[-1].append(mention)
         else:
             groups.append([mention])
     return groups
+
+
+def _shares(group: list[Mention], mention: Mention, words: str) -> bool:
+    """Whether a mention stands so near to the ones before it that one place and one size are meant for all."""
+    last = max(other.end for other in group)
+    if mention.start < last:
+        return True
+    if places_in(words, last, mention.start):
+        return False
+    if any(mention.rule.name == other.rule.name for other in group):
+        return True
+    return not sizes_in(words, last, mention.start) and len(words[last : mention.start].split()) <= 4
 
 
 def _edge(words: str, start: int, end: int) -> int:
@@ -192,7 +203,7 @@ def _fitted(finding: str, place: Place) -> Place | None:
     elif finding == "Pleural effusion":
         region = f"{side}_pleural_space" if side in ("right", "left") else None
     elif finding in _MIDLINE:
-        return None
+        return Place(0, "midline", None, place.level) if place.level else None
     elif finding == "Arterial wall calcification":
         region, side = ("aorta", "midline") if region == "aorta" else (None, side)
     elif finding == "Lymphadenopathy":

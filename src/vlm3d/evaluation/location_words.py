@@ -67,7 +67,9 @@ def sizes_in(sentence: str, start: int, end: int) -> list[tuple[int, float]]:
     """Index and largest diameter in mm of every length that a stretch of a sentence gives, in order."""
     sizes = []
     for match in _SIZE.finditer(sentence, start, end):
-        numbers = [float(number.replace(",", ".")) for number in _NUMBER.findall(match.group(1) + match.group(2))]
+        numbers = [
+            float(number.replace(",", ".")) for number in _NUMBER.findall(match.group(1) + match.group(2))
+        ]
         in_mm = max(numbers) * (10 if match.group(3).lower().startswith("c") else 1)
         sizes.append((match.start(), round(in_mm, 3)))
     return sizes
@@ -81,7 +83,9 @@ def _places(match: re.Match[str], before: list[Place]) -> list[Place]:
         side = words["side_a"] or words["side_b"] or ("both" if words["after"] else None)
         if side is None and match.group().endswith("lobe") and before and before[-1].region is not None:
             side = before[-1].side  # "right upper and lower lobe" told as "right upper lobe, lower lobe"
-        return _lobes(at, side, re.findall(r"upper|middle|lower", levels), many=match.group().endswith("lobes"))
+        return _lobes(
+            at, side, re.findall(r"upper|middle|lower", levels), many=match.group().endswith("lobes")
+        )
     if words["lingula"]:
         if before and before[-1].region == "left_upper_lobe":
             return []

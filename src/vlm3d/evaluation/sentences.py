@@ -82,4 +82,6 @@ def plain(text: str) -> str:
     lowered = text.translate(_ONE_TO_ONE).lower()
     if len(lowered) == len(text):
         return lowered
-    return "".join(letter if len(low := letter.lower()) != 1 else low for letter in text.translate(_ONE_TO_ONE))
+    return "".join(
+        letter if len(low := letter.lower()) != 1 else low for letter in text.translate(_ONE_TO_ONE)
+    )
