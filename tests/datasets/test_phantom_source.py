@@ -52,7 +52,7 @@ def test_only_given_settings_reach_the_generator(monkeypatch: pytest.MonkeyPatch
         return coarse_phantom()
 
     monkeypatch.setattr(phantom_source, "generate_phantom", generate)
-    find_phantom_cases("phantom:7-8")[0].load()
+    find_phantom_cases("phantom:7-8:protocol=default")[0].load()
     find_phantom_cases("phantom:7-8:prevalence_scale=1.6,protocol=shifted,spacing=2x1x0.7")[0].load()
     assert asked == [
         (7, {}),
@@ -78,6 +78,7 @@ def test_one_seed_with_other_settings_is_another_scan_of_the_patient() -> None:
         ("phantom:0-5:spacing=3x2", "spacing is DxHxW"),
         ("phantom:0-5:spacing=0x1x1", "spacing is DxHxW"),
         ("phantom:0-5:prevalence_scale=nan", "prevalence_scale is a number"),
+        ("phantom:0-5:protocol=fast", "protocol is None or 'shifted', got 'fast'"),
         ("phantom:0-5:split=", "key=value"),
         ("phantom:", "names no data"),
     ],
@@ -88,9 +89,8 @@ def test_a_wrong_specification_is_one_clear_line(spec: str, says: str) -> None:
 
 
 def test_settings_that_the_generator_refuses_are_one_clear_line() -> None:
-    case = find_phantom_cases(f"phantom:0-1:{COARSE},protocol=no such scanner")[0]
-    with pytest.raises(DataError, match="phantom seed 0 cannot be made"):
-        case.load()
+    with pytest.raises(DataError, match="phantom seed 0 cannot be made: spacing_mm must be above zero"):
+        phantom_source.load_phantom(0, {"spacing_mm": (0.0, 1.0, 1.0)})
 
 
 def test_folders_tell_the_same_as_the_phantoms_they_were_written_from(tmp_path: Path) -> None:

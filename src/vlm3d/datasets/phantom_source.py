@@ -6,7 +6,7 @@ A made phantom is described by ``phantom:START-STOP[:key=value,...]``, seeds fro
 |---|---|
 | ``split`` | ``train``, ``valid`` or ``test`` |
 | ``spacing`` | voxel size in mm along (D, H, W), such as ``3x1.5x1.5`` |
-| ``protocol`` | which scanners take it, as `generate_phantom` names them |
+| ``protocol`` | which scanners take it: ``default`` or ``shifted`` |
 | ``prevalence_scale`` | how much commoner each finding is than in a hospital, such as ``1.6`` |
 """
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from vlm3d.anatomy.mask_file import read_region_mask
 from vlm3d.datasets.case import Case, CaseData, Split
 from vlm3d.datasets.phantom import Phantom, generate_phantom
+from vlm3d.datasets.phantom.scanner import protocol_of
 from vlm3d.datasets.spec import Spec, as_float, as_split, parse_spec
 from vlm3d.errors import ConfigError, DataError
 from vlm3d.io import read_mask, read_volume
@@ -199,8 +200,13 @@ def _settings(spec: Spec) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if "spacing" in spec.options:
         settings["spacing_mm"] = _spacing(spec)
-    if "protocol" in spec.options:
-        settings["protocol"] = spec.options["protocol"]
+    protocol = spec.options.get("protocol", "default")
+    if protocol != "default":
+        try:
+            protocol_of(protocol)
+        except ValueError as error:
+            raise ConfigError(f"'{spec.text}': {error}") from error
+        settings["protocol"] = protocol
     if "prevalence_scale" in spec.options:
         settings["prevalence_scale"] = as_float(spec, "prevalence_scale", 0.0, 100.0)
     return settings

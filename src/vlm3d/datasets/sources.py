@@ -34,16 +34,25 @@ SOURCES: dict[str, tuple[Callable[[str], list[Case]], Sequence[str]]] = {
 _LIKE_A_KIND = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):")
 
 
-def find_cases(spec: str) -> list[Case]:
-    """The cases of a data set, none of them read yet.
+def find_cases(specs: str | Sequence[str]) -> list[Case]:
+    """The cases of a data set, or of several together, none of them read yet.
 
     Args:
-        spec: As in the table above.
+        specs: One or several lines as in the table above.
 
     Raises:
-        ConfigError: The specification cannot be read.
-        DataError: The folder holds none of the known kinds, or its tables cannot be used.
+        ConfigError: A specification cannot be read.
+        DataError: A folder holds none of the known kinds, or its tables cannot be used; or an identifier names two cases;
+            or a patient is in two splits.
     """
+    lines = [specs] if isinstance(specs, str) else specs
+    cases = [case for line in lines for case in _find(line)]
+    check_unique_ids(cases)
+    check_no_leak(cases)
+    return cases
+
+
+def _find(spec: str) -> list[Case]:
     kind, colon, _ = spec.partition(":")
     if colon and kind in SOURCES:
         return SOURCES[kind][0](spec)
@@ -60,19 +69,6 @@ def find_cases(spec: str) -> list[Case]:
         )
     found = detect_kind(folder)
     return SOURCES[found][0](f"{found}:{spec}")
-
-
-def find_all_cases(specs: Sequence[str]) -> list[Case]:
-    """The cases of several data sets together.
-
-    Raises:
-        ConfigError: A specification cannot be read.
-        DataError: See `find_cases`; or an identifier names two cases; or a patient is in two splits.
-    """
-    cases = [case for spec in specs for case in find_cases(spec)]
-    check_unique_ids(cases)
-    check_no_leak(cases)
-    return cases
 
 
 def detect_kind(folder: Path) -> str:
