@@ -100,9 +100,13 @@ class Context:
     def _denied(self, start: int, end: int) -> Status | None:
         """Negative or historical, where a cue before or after the finding says so."""
         open_denial = excepted = seen = False
-        for kind, _, finish in self._cues:
+        for kind, begin, finish in self._cues:
             if finish > start:
-                break
+                if kind == "before" and start < begin < end:  # "pleural spaces free of fluid"
+                    return "negative"
+                if begin >= end:
+                    break
+                continue
             if kind == "before":
                 open_denial, excepted = True, False
             elif kind == "except":

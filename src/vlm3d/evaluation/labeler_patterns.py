@@ -64,8 +64,9 @@ _GREW = (
 )
 _LUNG = r"(?:lung|pulmon|upper lobe|lower lobe|middle lobe|fissur|lingul|centr\w*acinar|hemithora)"
 _ORGANS = (
-    r"mediastin|calculus|thyroid|adrenal|schmorl|breast|liver|spleen|kidney|hepatic|isthmus|subcutan|skin|ventric|lymph nod|retroareol|"
-    r"mammar|gland|pancrea|periton|omental|pericardial|hypodense|adipose|mesent|fatty tissue|muscle|vertebra|renal"
+    r"mediastin|calculus|thyroid|adrenal|schmorl|breast|liver|spleen|kidney|hepatic|isthmus|subcutan|skin|ventric|"
+    r"lymph nod|retroareol|mammar|gland|pancrea|periton|omental|pericardial|hypodense|adipose|mesent|fatty tissue|"
+    r"muscle|vertebra|renal"
 )
 
 _RULES: tuple[FindingRule, ...] = (
@@ -149,8 +150,8 @@ _RULES: tuple[FindingRule, ...] = (
             Naming(
                 _any(r"calcif\w*", r"calsif\w*", r"calcic\w*", r"plaques?\b"),
                 needs=re.compile(
-                    r"aort(?!o ?pulm|ic valve)|arcus|(?<!coronary )vascular (?:wall|struct)|carotid|iliac|subclav|supra ?aort|"
-                    r"\barterial|"
+                    r"aort(?!o ?pulm|ic valve)|arcus|(?<!coronary )vascular (?:wall|struct)|carotid|iliac|"
+                    r"subclav|supra ?aort|\barterial|"
                     r"(?<!coronary )(?<!coroner )(?<!descending )\barter(?:y|ies)\b|vessels"
                 ),
                 unless=re.compile(rf"^.{{0,80}}(?:{_NO_VESSEL})"),
@@ -281,9 +282,8 @@ _RULES: tuple[FindingRule, ...] = (
                     r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"
                 ),
                 unless=re.compile(
-                    r"soft tissue|sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|bone|liver|"
-                    r"vertebra|omental|metal\w*|rib\b|inguinal|coronar|bladder|"
-                    r"thymic|oment|periton|spleen|"
+                    r"soft tissue|sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|"
+                    r"bone|liver|vertebra|metal\w*|rib\b|inguinal|coronar|bladder|thymic|oment|periton|spleen|"
                     r"(?:consistent|compatible|favou?r)[\w ,]{0,40}(?:atelect|sequel|consolid)"
                 ),
                 window=(60, 90),

@@ -112,7 +112,8 @@ def location_facts(text: str) -> list[LocationFact]:
         for fact in _facts_of(part):
             if fact.told not in told and ((fact.finding, fact.sentence) not in sentences or impression):
                 facts.append(fact)
-    return [fact for index, fact in enumerate(facts) if not _is_told_by_others(fact, facts, index)]
+    facts = [fact for index, fact in enumerate(facts) if not _is_told_by_others(fact, facts, index)]
+    return _with_later_sides(facts)
 
 
 def _facts_of(text: str) -> Iterator[LocationFact]:
@@ -205,7 +206,7 @@ def _fitted(finding: str, place: Place) -> Place | None:
     elif finding in _MIDLINE:
         return Place(0, "midline", None, place.level) if place.level else None
     elif finding == "Arterial wall calcification":
-        region, side = ("aorta", "midline") if region == "aorta" else (None, side)
+        region = "aorta" if region == "aorta" else None
     elif finding == "Lymphadenopathy":
         region = "mediastinum" if region == "mediastinum" else None
     else:
@@ -228,6 +229,18 @@ def _is_told_by_others(fact: LocationFact, facts: Sequence[LocationFact], index:
         and fact.size_mm in (None, other.size_mm)
         for other in richer
     )
+
+
+def _with_later_sides(facts: list[LocationFact]) -> list[LocationFact]:
+    """Join 'nodes of up to 14 mm' and, later, 'lymphadenopathy on the right' to one fact."""
+    joined: list[LocationFact] = []
+    for fact in facts:
+        own = [index for index, other in enumerate(joined) if other.finding == fact.finding]
+        if len(own) == 1 and _detail(fact) == 1 and fact.side and joined[own[0]].side is None:
+            joined[own[0]] = replace(joined[own[0]], side=fact.side)
+        else:
+            joined.append(fact)
+    return joined
 
 
 def _detail(fact: LocationFact) -> int:

@@ -97,7 +97,7 @@ def _places(match: re.Match[str], before: list[Place]) -> list[Place]:
     if level:
         return _with_level(at, level, before)
     if words["aorta"] or words["mediastinum"]:
-        return [Place(at, "midline", "aorta" if words["aorta"] else "mediastinum")]
+        return [Place(at, None, "aorta" if words["aorta"] else "mediastinum")]
     if words["heart"]:
         return []
     sided = words["sided"]
