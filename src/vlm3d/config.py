@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vlm3d.errors import ConfigError
 
+Task = Literal["classification", "localization", "generation"]
+Part = Literal["vision", "classifier", "localizer", "projector", "adapters"]
 SHIPPED_CONFIGS = ("tiny", "small", "medium", "large")
 
 
@@ -68,6 +70,11 @@ class VisionConfig(Section):
 
     in_channels: int = Field(1, ge=1, description="Image channels.")
     patch_size: tuple[int, int, int] = Field((4, 16, 16), description="Voxels a patch (D, H, W).")
+    stem_channels: int | None = Field(
+        None,
+        ge=4,
+        description="Width of the first convolution of a convolutional stem; None is one linear projection.",
+    )
     embed_dim: int = Field(768, ge=4, description="Width C of a token.")
     depth: int = Field(12, ge=1, description="Transformer blocks.")
     num_heads: int = Field(12, ge=1, description="Attention heads; must divide embed_dim.")
@@ -159,6 +166,11 @@ class LossConfig(Section):
         0.1, ge=0, description="Weight of the text-alignment term of localization."
     )
     consistency_weight: float = Field(0.05, ge=0, description="Weight of the consistency between scales.")
+    attention_weight: float = Field(
+        0.1,
+        ge=0,
+        description="Weight of looking where a disease's lesion mask is, within classification; 0 leaves it free.",
+    )
 
 
 class AugmentationConfig(Section):
@@ -227,13 +239,134 @@ class ModelConfig(Section):
     report: ReportConfig = ReportConfig()
 
 
+class PhaseConfig(Section):
+    """One phase of training: what learns, from which tasks, for how long."""
+
+    tasks: dict[Task, float] = Field({}, description="Task -> chance that a step runs it.")
+    parts: tuple[Part, ...] = Field((), description="Parts of the model that learn; all others stand still.")
+    steps: int = Field(10_000, ge=1, description="Steps of the optimizer.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    lr_scale: dict[str, float] = Field({}, description="Part -> factor on the learning rate.")
+    warmup_steps: int = Field(500, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    batch_size: int = Field(1, ge=1, description="Scans a process and forward pass.")
+    accumulate: int = Field(1, ge=1, description="Forward passes a step of the optimizer.")
+    localization_crop: tuple[int, int, int] | None = Field(
+        None, description="Voxels (D, H, W) of the box that masks are drawn in; None draws the whole scan."
+    )
+    lesion_crops: float = Field(0.67, ge=0, le=1, description="Share of boxes laid over a lesion.")
+    unfreeze_blocks: tuple[tuple[float, int], ...] = Field(
+        (),
+        description="(Share of the steps, blocks): from there on the encoder's last blocks learn; empty: all, at once.",
+    )
+    predicted_findings: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of steps, at the end, whose reports build on predicted findings; rises from 0.",
+    )
+    without_regions: float = Field(0.1, ge=0, le=1, description="Share of scans shown without their anatomy.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> PhaseConfig:
+        if any(not 0 < chance <= 1 for chance in self.tasks.values()):
+            raise ValueError("a task's chance lies in (0, 1]; leave a task out to never run it")
+        if any(not 0 <= start < 1 or count < 0 for start, count in self.unfreeze_blocks):
+            raise ValueError("unfreeze_blocks takes (share of the steps in 0..1, blocks)")
+        return self
+
+
+class ClassificationPhase(PhaseConfig):
+    """Phase 1.1: the encoder and the classifier."""
+
+    tasks: dict[Task, float] = {"classification": 1.0}
+    parts: tuple[Part, ...] = (
+        "vision",
+        "classifier",
+    )
+
+
+class LocalizationPhase(PhaseConfig):
+    """Phase 1.2: the localizer on the encoder of phase 1.1."""
+
+    tasks: dict[Task, float] = {"localization": 1.0}
+    parts: tuple[Part, ...] = ("localizer",)
+
+
+class AlignmentPhase(PhaseConfig):
+    """Phase 1.3: the projector, the language model frozen."""
+
+    tasks: dict[Task, float] = {"generation": 1.0}
+    parts: tuple[Part, ...] = ("projector",)
+
+
+class JointPhase(PhaseConfig):
+    """Phase 2: everything together, with low-rank adapters in the language model."""
+
+    tasks: dict[Task, float] = {
+        "classification": 1.0,
+        "localization": 1.0,
+        "generation": 1.0,
+    }
+    parts: tuple[Part, ...] = (
+        "vision",
+        "classifier",
+        "localizer",
+        "projector",
+        "adapters",
+    )
+    lr_scale: dict[str, float] = {"vision": 0.1}
+    unfreeze_blocks: tuple[tuple[float, int], ...] = ((0.0, 0), (0.2, 2), (0.4, 4), (0.6, 1000))
+    predicted_findings: float = 0.5
+
+
+class PhasesConfig(Section):
+    """The phases, in the order in which they run."""
+
+    classification: ClassificationPhase = ClassificationPhase()
+    localization: LocalizationPhase = LocalizationPhase()
+    alignment: AlignmentPhase = AlignmentPhase()
+    joint: JointPhase = JointPhase()
+
+
+class TrainingConfig(Section):
+    """`vlm3d.training.trainer.train`: what all phases share."""
+
+    phases: PhasesConfig = PhasesConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    seed: int = Field(0, ge=0, description="Of the order of cases, their variation, the tasks and dropout.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of activations; weights stay float32.")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's, on matrices; not on biases and norms.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's.")
+    min_lr_share: float = Field(0.01, ge=0, le=1, description="Of the peak, where the cosine ends.")
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    ema_decay: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="Of the moving average of the weights, which is what is kept; 0 is none.",
+    )
+    loader_workers: int = Field(
+        1, ge=0, description="Processes that read and vary scans, a training process."
+    )
+    log_every: int = Field(10, ge=1, description="Steps.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between points that a run resumes from.")
+    validate_every: int = Field(1000, ge=1, description="Steps; the end of a phase is validated anyway.")
+    validation_cases: int = Field(200, ge=1, description="Most cases of a validation.")
+    validation_reports: int = Field(8, ge=0, description="Most reports written in a validation.")
+    sample_cases: int = Field(4, ge=0, description="Cases of a validation kept as pictures and texts.")
+    keep_top: int = Field(2, ge=0, description="Best checkpoints kept a phase, beside the last.")
+    tensorboard: bool = Field(False, description="Also write for TensorBoard.")
+    wandb: bool = Field(False, description="Also write for Weights & Biases.")
+
+
 class Config(Section):
-    """One run: the model, its input and its losses."""
+    """One run: the model, its input, its losses and its training."""
 
     name: str = Field("custom", description="Shown in outputs.")
     model: ModelConfig = ModelConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Config:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vlm3d.config import LocalizerConfig, load_config
-from vlm3d.model.attention_unet import scale_channels, scale_strides
+from vlm3d.model.attention_unet import scale_channels
 from vlm3d.model.localization_module import LesionLocalizationModule
+from vlm3d.model.patch_embedding import scale_strides
 
 CONFIG = LocalizerConfig(
     base_channels=8,

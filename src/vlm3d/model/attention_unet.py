@@ -8,27 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm3d.model.patch_embedding import Grid, pad_to_patches
-
-
-def scale_strides(patch_size: Grid) -> list[Grid]:
-    """Strides from full resolution to the patch grid, one entry a step down; their product is the patch.
-
-    Steps that an axis does not need are left out at the finest and coarsest scales first, so that (4, 16, 16) becomes
-    (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2).
-
-    Raises:
-        ValueError: A side of the patch is not a power of two.
-    """
-    steps = [side.bit_length() - 1 for side in patch_size]
-    if any(2**step != side for step, side in zip(steps, patch_size, strict=True)):
-        raise ValueError(f"patch sides must be powers of two for the U-Net, got {patch_size}")
-    total = max(steps)
-    strides = []
-    for level in range(total):
-        z, y, x = (2 if (total - step) // 2 <= level < (total - step) // 2 + step else 1 for step in steps)
-        strides.append((z, y, x))
-    return strides
+from vlm3d.model.patch_embedding import Grid, pad_to_patches, scale_strides
 
 
 def scale_channels(base: int, bottleneck: int, num_scales: int) -> list[int]:

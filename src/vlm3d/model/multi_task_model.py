@@ -17,6 +17,7 @@ from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
 from vlm3d.model.localization_module import LesionLocalizationModule
 from vlm3d.model.part_sizes import PartSize, part_sizes
+from vlm3d.model.patch_embedding import PatchBox, cut_boxes
 from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
 from vlm3d.model.strict_loading import copy_strictly
 from vlm3d.model.text_encoder import TextEncoder, load_text_encoder, text_encoder_dim
@@ -143,9 +144,20 @@ class VLM3DMultiTask(nn.Module):
         }
 
     def localize(
-        self, ct_volume: Tensor, features: VisionFeatures, *, all_scales: bool | None = None
+        self,
+        ct_volume: Tensor,
+        features: VisionFeatures,
+        *,
+        boxes: Sequence[PatchBox] | None = None,
+        all_scales: bool | None = None,
     ) -> dict[str, Any]:
-        """``mask_logits`` (B, L, D, H, W), and what only the losses need (see `LocalizationOutput`)."""
+        """``mask_logits`` (B, L, D, H, W), and what only the losses need (see `LocalizationOutput`).
+
+        With ``boxes`` the masks are drawn only there, from features of the whole scan; then D, H, W are a box's.
+        """
+        if boxes is not None:
+            ct_volume = cut_boxes(ct_volume, boxes, self.config.model.vision.patch_size)
+            features = features.within(boxes)
         found = self.localizer(ct_volume, features.patch_BNC, features.grid, all_scales=all_scales)
         return {
             "mask_logits": found.mask_logits_BLDHW,
@@ -165,6 +177,7 @@ class VLM3DMultiTask(nn.Module):
         prompt_texts: Sequence[str] | None = None,
         spacing_mm: tuple[float, float, float] | None = None,
         tasks: Iterable[str] = TASKS,
+        localization_boxes: Sequence[PatchBox] | None = None,
     ) -> dict[str, Any]:
         """Run the tasks on a batch.
 
@@ -178,6 +191,7 @@ class VLM3DMultiTask(nn.Module):
             prompt_texts: Findings in words for the report, instead of those from labels or heads.
             spacing_mm: Voxel size (D, H, W), for sizes in words; the configured grid's by default.
             tasks: Which of `vlm3d.labels.TASKS` to run.
+            localization_boxes: Draw masks only in one box a scan, as `localize` takes them.
 
         Returns:
             ``features``, and ``classification``, ``localization``, ``generation`` for the tasks that ran.
@@ -193,7 +207,7 @@ class VLM3DMultiTask(nn.Module):
         if "classification" in tasks:
             outputs["classification"] = self.classify(features)
         if "localization" in tasks:
-            outputs["localization"] = self.localize(ct_volume, features)
+            outputs["localization"] = self.localize(ct_volume, features, boxes=localization_boxes)
         if "generation" in tasks and report_tokens is not None:
             self.report_generator.load_llm()
             evidence = None
@@ -205,7 +219,7 @@ class VLM3DMultiTask(nn.Module):
                     spacing_mm,
                     disease_labels,
                     lesion_masks_gt,
-                    outputs,
+                    outputs if localization_boxes is None else {**outputs, "localization": None},
                 )
             outputs["generation"] = self.report_generator(
                 features.global_BC,
@@ -301,24 +315,45 @@ class VLM3DMultiTask(nn.Module):
     ) -> LesionEvidence:
         """True findings where they are known, the heads' own where not; no gradient flows through words."""
         with torch.no_grad():
-            heads_K = outputs.get("classification") or self.classify(features)
-            findings_BK = heads_K["probabilities"].detach()
-            if disease_labels is not None:
-                known = ~disease_labels.isnan()
-                findings_BK = torch.where(known, disease_labels.to(findings_BK.dtype), findings_BK)
-            logits = (outputs.get("localization") or self.localize(ct_volume, features))["mask_logits"]
-            keys = [lesion.key for lesion in self.lesions]
-            masks = dict(zip(keys, logits.detach().sigmoid().unbind(1), strict=True))
-            for key, true_BDHW in (lesion_masks_gt or {}).items():
-                known_B = (true_BDHW.flatten(1).amin(1) >= 0)[:, None, None, None]
-                masks[key] = torch.where(known_B, true_BDHW.to(masks[key].dtype), masks[key])
+            findings_BK = self._known_or_found(disease_labels, features, outputs)
+            masks_BLDHW = self._drawn_or_true(lesion_masks_gt or {}, ct_volume, features, outputs)
         return LesionEvidence(
             findings_BK,
-            torch.stack(list(masks.values()), dim=1),
+            masks_BLDHW,
             _without_channel(segmentation_mask),
             spacing_mm or self.config.preprocessing.spacing_mm,
             features.grid,
         )
+
+    def _known_or_found(
+        self, disease_labels: Tensor | None, features: VisionFeatures, outputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Findings (B, K): labels where they are known, probabilities where not."""
+        if disease_labels is not None and not bool(disease_labels.isnan().any()):
+            return disease_labels
+        found_BK = (outputs.get("classification") or self.classify(features))["probabilities"].detach()
+        if disease_labels is None:
+            return found_BK
+        return torch.where(disease_labels.isnan(), found_BK, disease_labels.to(found_BK.dtype))
+
+    def _drawn_or_true(
+        self,
+        true_masks: Mapping[str, Tensor],
+        ct_volume: Tensor,
+        features: VisionFeatures,
+        outputs: Mapping[str, Any],
+    ) -> Tensor:
+        """Lesions (B, L, D, H, W): true masks where they are known, drawn ones where not; drawn only if needed."""
+        keys = [lesion.key for lesion in self.lesions]
+        known_B = {key: (true_masks[key].flatten(1).amin(1) >= 0) for key in keys if key in true_masks}
+        if len(known_B) == len(keys) and all(bool(known.all()) for known in known_B.values()):
+            return torch.stack([true_masks[key].to(ct_volume.dtype) for key in keys], dim=1)
+        drawn = (outputs.get("localization") or self.localize(ct_volume, features))["mask_logits"]
+        masks = dict(zip(keys, drawn.detach().sigmoid().unbind(1), strict=True))
+        for key, known in known_B.items():
+            true = true_masks[key].to(masks[key].dtype)
+            masks[key] = torch.where(known[:, None, None, None], true, masks[key])
+        return torch.stack(list(masks.values()), dim=1)
 
     # --- what trains -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Grid = tuple[int, int, int]
+PatchBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Start and stop along z, y and x, in patches."""
 
 
 def patch_grid(shape_DHW: Sequence[int], patch_size: Grid) -> Grid:
@@ -38,18 +40,101 @@ def extract_patches(volume_BCDHW: Tensor, patch_size: Grid) -> Tensor:
     return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, z * y * x, channels * pz * py * px)
 
 
+def cut_boxes(volume_BCDHW: Tensor, boxes: Sequence[PatchBox], patch_size: Grid = (1, 1, 1)) -> Tensor:
+    """Cut one box a scan out of a batch; all boxes have one shape.
+
+    Args:
+        volume_BCDHW: On the voxels that ``patch_size`` speaks of; (1, 1, 1) for a grid of patches.
+        boxes: In patches.
+        patch_size: Voxels a patch.
+    """
+    return torch.stack(
+        [
+            volume[:, z[0] * pz : z[1] * pz, y[0] * py : y[1] * py, x[0] * px : x[1] * px]
+            for volume, (z, y, x) in zip(volume_BCDHW, boxes, strict=True)
+            for pz, py, px in [patch_size]
+        ]
+    )
+
+
+def scale_strides(patch_size: Grid) -> list[Grid]:
+    """Strides from full resolution to the patch grid, one entry a step down; their product is the patch.
+
+    Steps that an axis does not need are left out at the finest and coarsest scales first, so that (4, 16, 16) becomes
+    (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2).
+
+    Raises:
+        ValueError: A side of the patch is not a power of two.
+    """
+    steps = [side.bit_length() - 1 for side in patch_size]
+    if any(2**step != side for step, side in zip(steps, patch_size, strict=True)):
+        raise ValueError(f"patch sides must be powers of two, got {patch_size}")
+    total = max(steps)
+    strides = []
+    for level in range(total):
+        z, y, x = (2 if (total - step) // 2 <= level < (total - step) // 2 + step else 1 for step in steps)
+        strides.append((z, y, x))
+    return strides
+
+
+class ConvolutionalStem(nn.Module):
+    """Strided convolutions from voxels to the patch grid, each step followed by a residual convolution.
+
+    Args:
+        in_channels: Image channels.
+        embed_dim: Width after the last step.
+        patch_size: Voxels a patch; sides are powers of two.
+        channels: Width after the first step; doubles with each step.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: Grid, channels: int) -> None:
+        super().__init__()
+        strides = scale_strides(patch_size)
+        widths = [in_channels, *(min(channels * 2**i, embed_dim) for i in range(len(strides) - 1)), embed_dim]
+        self.steps = nn.ModuleList(
+            nn.Conv3d(widths[i], widths[i + 1], 3, stride=stride, padding=1, bias=False)
+            for i, stride in enumerate(strides)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:])
+        self.refine = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1) for width in widths[1:-1])
+
+    def forward(self, volume_BCDHW: Tensor) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, embed_dim, Z, Y, X)."""
+        x = volume_BCDHW.contiguous(memory_format=torch.channels_last_3d)
+        for index, (step, norm) in enumerate(zip(self.steps, self.norms, strict=True)):
+            x = F.gelu(norm(step(x)))
+            if index < len(self.refine):
+                x = x + F.gelu(self.refine[index](x))
+        return x
+
+
 class PatchEmbedding(nn.Module):
-    """Project each patch to a token and add its position.
+    """Turn each patch into a token and add its position.
+
+    The stem is one linear projection of the patch's voxels, or a few strided convolutions down to the patch grid: a
+    texture then looks the same wherever it lies in a patch, and few cases suffice to learn it (Xiao 2021).
 
     The position is the sum of three learned tables, one an axis, so it costs (Z + Y + X) x C parameters instead of
     Z x Y x X x C. Any grid is accepted: a table is interpolated linearly when the grid's axis has another length.
     """
 
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: Grid, position_grid: Grid) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dim: int,
+        patch_size: Grid,
+        position_grid: Grid,
+        stem_channels: int | None = None,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         voxels = patch_size[0] * patch_size[1] * patch_size[2]
-        self.projection = nn.Linear(in_channels * voxels, embed_dim)
+        self.stem = (
+            None
+            if stem_channels is None
+            else ConvolutionalStem(in_channels, embed_dim, patch_size, stem_channels)
+        )
+        self.projection = nn.Linear(in_channels * voxels if self.stem is None else embed_dim, embed_dim)
         self.positions = nn.ParameterList(nn.Parameter(torch.empty(n, embed_dim)) for n in position_grid)
         for table in self.positions:
             nn.init.trunc_normal_(table, std=0.02)
@@ -68,5 +153,9 @@ class PatchEmbedding(nn.Module):
         """Tokens (B, N, C) of a volume (B, in_channels, D, H, W), and their grid (Z, Y, X)."""
         volume_BCDHW = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0)
         grid = patch_grid(volume_BCDHW.shape[-3:], self.patch_size)
-        tokens_BNC = self.projection(extract_patches(volume_BCDHW, self.patch_size))
+        if self.stem is None:
+            patches = extract_patches(volume_BCDHW, self.patch_size)
+        else:
+            patches = self.stem(volume_BCDHW).flatten(2).transpose(1, 2)
+        tokens_BNC = self.projection(patches)
         return tokens_BNC + self.position_ZYXC(grid).flatten(0, 2), grid

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm3d.config import VisionConfig
 from vlm3d.model.anatomical_encoder import AnatomicalStructureEncoder
-from vlm3d.model.patch_embedding import Grid, PatchEmbedding
+from vlm3d.model.patch_embedding import Grid, PatchBox, PatchEmbedding, cut_boxes
 from vlm3d.model.transformer_block import TransformerBlock
 
 
@@ -32,6 +33,12 @@ class VisionFeatures:
     region_present_BR: Tensor
     grid: Grid
 
+    def within(self, boxes: Sequence[PatchBox]) -> VisionFeatures:
+        """The same features with only the patches of one box a scan; all boxes have one shape."""
+        cut = cut_boxes(self.patch_BNC.unflatten(1, self.grid).movedim(-1, 1), boxes)
+        z, y, x = cut.shape[-3:]
+        return replace(self, patch_BNC=cut.flatten(2).transpose(1, 2), grid=(z, y, x))
+
 
 class ThreeDVisionEncoder(nn.Module):
     """Vision transformer over 3D patches with slice-aware and region-aware attention.
@@ -47,7 +54,11 @@ class ThreeDVisionEncoder(nn.Module):
         config = config or VisionConfig()
         self.config = config
         self.patch_embedding = PatchEmbedding(
-            config.in_channels, config.embed_dim, config.patch_size, config.position_grid
+            config.in_channels,
+            config.embed_dim,
+            config.patch_size,
+            config.position_grid,
+            config.stem_channels,
         )
         self.anatomy = AnatomicalStructureEncoder(config.num_regions, config.embed_dim, config.patch_size)
         self.global_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
