@@ -124,6 +124,101 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A system's results: csv, official JSON, or a folder of predictions or masks."),
+    ] = None,
+    truth: Annotated[
+        list[Path] | None,
+        typer.Option("--truth", "-t", help="csv, JSON, masks, phantoms or a store; repeatable."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead of PREDICTIONS: run this checkpoint over --data.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared store for --checkpoint.")] = None,
+    split: Annotated[str, typer.Option(help="Of --data: train, valid, test or all.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json, tables and page.")
+    ] = None,
+    page: Annotated[bool, typer.Option("--page", help="Also write the page of errors to --out.")] = False,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A second system's results, for a paired test; repeatable.")
+    ] = None,
+    tune_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tune thresholds on these predictions of other patients (--checkpoint: on this split)."
+        ),
+    ] = None,
+    tune_truth: Annotated[
+        list[Path] | None, typer.Option(help="Labels for --tune-on, if --truth lacks them.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="What tuned thresholds maximize: f1 or crg.")] = "f1",
+    threshold: Annotated[float, typer.Option(help="Of every disease where none is tuned.")] = 0.5,
+    resamples: Annotated[
+        int, typer.Option(help="Of the bootstrap over patients; 0 for no intervals.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    common: Annotated[
+        bool, typer.Option("--common", help="Leave out cases that only one side knows, instead of refusing.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="With --checkpoint: write and score reports.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for --checkpoint.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation.")] = False,
+) -> None:
+    """Score predictions of any system, or a checkpoint, against the truth, with intervals."""
+    if page and out is None:
+        raise _usage("--page needs --out, the folder to write it to")
+    if (checkpoint is None) != (data is None) or (checkpoint is None) == (not predictions):
+        raise _usage("give PREDICTIONS with --truth, or --checkpoint with --data")
+    if checkpoint is None and not truth:
+        raise _usage("PREDICTIONS need --truth to be compared with")
+    if checkpoint is not None and (truth or against or tune_truth or len(tune_on or []) > 1):
+        raise _usage("--checkpoint takes its truth from --data; --tune-on is one of its splits")
+    from vlm3d.evaluation.evaluation_files import check_folder
+    from vlm3d.evaluation.evaluator import EvaluationSettings
+    from vlm3d.evaluation.intervals import Intervals
+    from vlm3d.evaluation.tables import evaluation_text
+    from vlm3d.outputs.evaluation_run import evaluate_checkpoint, evaluate_files, write_results
+
+    if out is not None:
+        check_folder(out, overwrite=overwrite)
+    settings = EvaluationSettings(
+        threshold=threshold,
+        objective=_one_of(objective, "--objective", ("f1", "crg")),
+        intervals=Intervals(resamples=resamples, seed=seed),
+        common_only=common,
+        key_slices=3 if page else 0,
+    )
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if checkpoint is not None and data is not None:
+        tuned = tune_on[0] if tune_on else None
+        found = evaluate_checkpoint(
+            checkpoint, data, settings, split=split, tune_on=tuned, reports=report, device=device, say=say
+        )
+    else:
+        found = evaluate_files(
+            predictions or [],
+            truth or [],
+            settings,
+            against=against or [],
+            tune_on=[Path(name) for name in tune_on or []],
+            tune_truth=tune_truth or [],
+            say=say,
+        )
+    typer.echo(evaluation_text(found.figures), nl=False)
+    if out is not None:
+        for path in write_results(found, out, page=page, overwrite=overwrite):
+            typer.echo(path)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create or replace.")] = Path(
         "demo_output"

@@ -22,10 +22,10 @@ CaseBoxes = Mapping[str, tuple[LesionBox, ...]]
 
 @dataclass(frozen=True)
 class ReportPair:
-    """The report that a system wrote, and the true one."""
+    """The report that a system wrote, or None, and the true one."""
 
     case_id: str
-    predicted: str
+    predicted: str | None
     truth: str
 
 
@@ -67,7 +67,7 @@ class CollectedCases:
         patient_ids: Of the cases.
         probabilities: One row a case, NaN where it is not compared.
         labels: One row a case, NaN where unknown.
-        reports: Of the cases whose truth has one; a report that was not written is empty.
+        reports: Of the cases whose truth has one.
         lesions: One entry a case and lesion that both sides speak of.
         boxes: Case id -> predicted and true boxes.
         key_slices: Of the worst lesions, the worst first.
@@ -100,6 +100,11 @@ class CollectedCases:
         predicted = ~np.isnan(self.probability_NK).any(axis=1)
         return np.asarray(predicted & ~np.isnan(self.label_NK).all(axis=1), dtype=bool)
 
+    def patients_of(self, case_ids: Iterable[str]) -> list[str]:
+        """The patient of each case."""
+        patient_of = dict(zip(self.case_ids, self.patient_ids, strict=True))
+        return [patient_of[case_id] for case_id in case_ids]
+
     def add(
         self, predicted: CaseFindings, truth: CaseFindings, parts: Iterable[str], drawn: Iterable[str]
     ) -> None:
@@ -124,7 +129,7 @@ class CollectedCases:
         )
         self.labels.append(truth.scores_K if truth.scores_K is not None else unknown_K)
         if "reports" in parts and truth.report is not None:
-            self.reports.append(ReportPair(truth.case_id, predicted.report or "", truth.report))
+            self.reports.append(ReportPair(truth.case_id, predicted.report, truth.report))
         masks = predicted.load_masks() if predicted.load_masks and {"masks", "boxes"} & set(parts) else None
         if masks is not None and "masks" in parts and truth.load_masks is not None:
             self._add_masks(masks, truth, frozenset(drawn))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlm3d.errors import OutputError
 from vlm3d.evaluation.evaluator import Evaluation
-from vlm3d.evaluation.figures import as_json
+from vlm3d.evaluation.intervals import as_json
 from vlm3d.evaluation.lesion_scores import LESION_FIGURES, LesionScore
 from vlm3d.evaluation.official import write_json
 from vlm3d.evaluation.tables import evaluation_text

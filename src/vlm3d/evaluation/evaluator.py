@@ -18,14 +18,15 @@ from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, Trainin
 from vlm3d.evaluation.case_ids import check_same_cases, count, named
 from vlm3d.evaluation.collected import CollectedCases
 from vlm3d.evaluation.figures import (
-    Intervals,
     Thresholds,
-    as_json,
+    box_section,
     classification_section,
     comparison_section,
     localization_section,
     resampled_classification,
 )
+from vlm3d.evaluation.intervals import Intervals, as_json
+from vlm3d.evaluation.report_figures import report_section
 from vlm3d.evaluation.thresholds import Objective, tune_thresholds
 
 logger = logging.getLogger(__name__)
@@ -215,11 +216,12 @@ def evaluate(
 
 
 def collect(joined: Joined, settings: EvaluationSettings, progress: Progress | None = None) -> CollectedCases:
-    """Compare case by case."""
+    """Compare case by case; only cases with masks take long enough to tell of progress."""
     cases = CollectedCases(key_slices_per_lesion=settings.key_slices)
+    slow = bool({"masks", "boxes"} & set(joined.parts))
     for done, (predicted, true) in enumerate(joined.pairs(), start=1):
         cases.add(predicted, true, joined.parts, joined.predictions.lesion_keys)
-        if progress is not None:
+        if slow and progress is not None:
             progress(done, len(joined.case_ids))
     return cases
 
@@ -262,6 +264,10 @@ def evaluated(
         figures["classification"] = classification_section(cases, thresholds, settings.intervals, drawn)
     if cases.lesions:
         figures["localization"] = localization_section(cases, settings.intervals)
+    if cases.boxes:
+        figures["boxes"] = box_section(cases)
+    if cases.reports:
+        figures["reports"] = report_section(cases, settings.intervals)
     return Evaluation(as_json(figures), cases, thresholds, training)
 
 

@@ -1,13 +1,9 @@
-"""The figures of an evaluation as JSON values: what was compared, where it was cut, and every figure with its interval.
-
-A figure is a number or ``{"value", "low", "high"}``; None stands where the data do not define it.
-"""
+"""The figures of an evaluation, part by part, each figure with its interval where intervals are drawn."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +16,11 @@ from vlm3d.evaluation.bootstrap import (
     interval,
     resample_means,
 )
+from vlm3d.evaluation.boxes import box_figures
 from vlm3d.evaluation.calibration import brier_score, expected_calibration_error
 from vlm3d.evaluation.classification import classification_figures, mean_of_known
 from vlm3d.evaluation.collected import CollectedCases
+from vlm3d.evaluation.intervals import Intervals
 from vlm3d.evaluation.lesion_scores import LESION_FIGURES
 from vlm3d.evaluation.localization import lesion_figures, nanmean
 from vlm3d.evaluation.ranking import Floats
@@ -50,26 +48,6 @@ class Thresholds:
         """By disease, with their source."""
         values = dict(zip(DISEASE_NAMES, self.value_K.tolist(), strict=True))
         return {"source": self.source, "values": values}
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """How intervals are drawn.
-
-    Attributes:
-        resamples: Of patients; 0 leaves the intervals out.
-        level: Share of resamples inside.
-        seed: Same seed, same patients.
-    """
-
-    resamples: int = 1000
-    level: float = 0.95
-    seed: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """In words and numbers."""
-        method = "percentile bootstrap over patients" if self.resamples else "none"
-        return {"method": method, "level": self.level, "resamples": self.resamples, "seed": self.seed}
 
 
 # --- classification ----------------------------------------------------------------------------------------------
@@ -140,7 +118,7 @@ def localization_section(cases: CollectedCases, intervals: Intervals) -> dict[st
     for key in (key for key in LESION_KEYS if any(score.lesion == key for score in cases.lesions)):
         scores = [score for score in cases.lesions if score.lesion == key]
         value_NM = np.array([list(score.figures.values()) for score in scores])
-        patients = _patients_of(cases, [score.case_id for score in scores])
+        patients = cases.patients_of([score.case_id for score in scores])
         true, predicted = (
             np.array([getattr(s.record, name) for s in scores]) for name in ("true", "predicted")
         )
@@ -166,9 +144,25 @@ def localization_section(cases: CollectedCases, intervals: Intervals) -> dict[st
     }
 
 
-def _patients_of(cases: CollectedCases, case_ids: Sequence[str]) -> list[str]:
-    patient_of = dict(zip(cases.case_ids, cases.patient_ids, strict=True))
-    return [patient_of[case_id] for case_id in case_ids]
+def box_section(cases: CollectedCases) -> dict[str, Any]:
+    """The challenge's figures of boxes."""
+    found = box_figures(
+        {case_id: predicted for case_id, (predicted, _) in cases.boxes.items()},
+        {case_id: true for case_id, (_, true) in cases.boxes.items()},
+        {key: key for key in LESION_KEYS},
+    )
+    return {
+        "cases": len(cases.boxes),
+        "per_lesion": {
+            key: {
+                "iou": found["iou"]["per_pathology"][key],
+                "distance_mm": found["distance"]["per_pathology"][key],
+            }
+            for key in LESION_KEYS
+        },
+        "macro": {"iou": found["iou"]["macro"], "distance_mm": found["distance"]["macro"]},
+        "froc": found["froc"],
+    }
 
 
 def _means(
@@ -212,7 +206,7 @@ def comparison_section(
             per_lesion[key] = _paired_means(
                 np.array([[a.figures[name] - b.figures[name] for name in ("dice", "iou")] for a, b in pairs]),
                 ("dice", "iou"),
-                _patients_of(first, [a.case_id for a, _ in pairs]),
+                first.patients_of([a.case_id for a, _ in pairs]),
                 intervals,
             )
     if per_lesion:
@@ -230,23 +224,3 @@ def _paired_means(
     return {
         name: difference(float(mean_M[m]), drawn_RM[:, m], intervals.level) for m, name in enumerate(names)
     }
-
-
-# --- JSON --------------------------------------------------------------------------------------------------------
-
-
-def as_json(value: Any) -> Any:
-    """Dataclasses as objects, arrays as lists, NaN and infinity as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return as_json(value.tolist())
-    if isinstance(value, (np.integer, np.bool_)):
-        return value.item()
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -107,33 +107,33 @@ def _localization(content: Mapping[str, Any], figures: Mapping[str, Any]) -> lis
 
 def _boxes(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     rows = [
-        [_LESION_NAMES.get(key, key), *(short(value) for value in found.values())]
+        [_LESION_NAMES.get(key, key), short(found["iou"]), short(found["distance_mm"], 1)]
         for key, found in content["per_lesion"].items()
     ]
-    columns = list(next(iter(content["per_lesion"].values()), {}))
-    totals = [f"{name}: {short(value)}" for name, value in content.items() if name != "per_lesion"]
-    return [*_table(["lesion", *columns], rows), *totals]
+    rows.append(["macro", short(content["macro"]["iou"]), short(content["macro"]["distance_mm"], 1)])
+    froc = ", ".join(f"{short(value)} at {rate}" for rate, value in content["froc"].items())
+    return [*_table(["lesion", "iou", "distance_mm"], rows), f"sensitivity at false positives a scan: {froc}"]
 
 
 def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     lines = [f"{content['cases']} reports, {content['missing']} of them not written"]
-    for title in ("official", "tokenized"):
-        if title in content:
-            values = ", ".join(f"{name} {number(value)}" for name, value in content[title].items())
-            lines.append(f"{title}: {values}")
+    titles = {
+        "official": "words as the challenge reads them",
+        "words": "words in lower case without punctuation",
+    }
+    for reading, title in titles.items():
+        if reading in content:
+            lines += [f"{title}:", *(f"  {name} {number(value)}" for name, value in content[reading].items())]
     clinical = content["clinical"]
     columns = ("f1", "precision", "recall", "accuracy")
     rows = [
-        [
-            name,
-            *(short(found[column]) for column in columns),
-            f"{int(found['positives'])}/{int(found['cases'])}",
-        ]
+        [name, *(short(found[column]) for column in columns), f"{found['positives']}/{found['cases']}"]
         for name, found in clinical["per_disease"].items()
     ]
     rows.append(["macro", *(short(clinical["macro"][column]) for column in columns), ""])
     lines.append(f"findings in the text, read by {clinical['labeler']}; truth: {clinical['truth']}")
-    return [*lines, *_table(["finding", *columns, "positive"], rows), f"CRG: {number(clinical['crg'])}"]
+    lines += _table(["finding", *columns, "positive"], rows)
+    return [*lines, f"macro F1: {number(clinical['macro']['f1'])}", f"CRG: {number(clinical['crg'])}"]
 
 
 def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:

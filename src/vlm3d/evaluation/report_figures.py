@@ -1,0 +1,116 @@
+"""Figures of reports: their words against the true report's, and the findings that a labeler reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm3d.evaluation.bootstrap import bootstrap_classification, interval
+from vlm3d.evaluation.classification import classification_figures
+from vlm3d.evaluation.collected import CollectedCases
+from vlm3d.evaluation.intervals import Intervals
+from vlm3d.evaluation.labeler import ReportLabeler, label_reports
+from vlm3d.evaluation.ranking import Floats
+from vlm3d.evaluation.report import Reading, report_scores
+from vlm3d.labels import DISEASE_NAMES
+
+RULES_NAME = "vlm3d's rules"
+READINGS: tuple[Reading, ...] = ("official", "words")
+
+
+def report_section(
+    cases: CollectedCases,
+    intervals: Intervals,
+    labeler: ReportLabeler | None = None,
+    labeler_name: str = RULES_NAME,
+) -> dict[str, Any]:
+    """Text figures in both readings over the reports that were written, and clinical figures over all.
+
+    A report that was not written has no words to compare, as in the challenge, and no finding.
+    """
+    pairs = cases.reports
+    written = [pair for pair in pairs if pair.predicted is not None]
+    section: dict[str, Any] = {"cases": len(pairs), "missing": len(pairs) - len(written)}
+    if written:
+        patients = cases.patients_of([pair.case_id for pair in written])
+        for reading in READINGS:
+            section[reading] = _text_figures(
+                [pair.predicted or "" for pair in written],
+                [pair.truth for pair in written],
+                reading,
+                patients,
+                intervals,
+            )
+    predicted_NK, truth_NK, given = report_findings(cases, labeler)
+    section["clinical"] = {
+        "labeler": labeler_name,
+        "truth": "labels that were given" if given else f"read from the true reports by {labeler_name}",
+        **_clinical(predicted_NK, truth_NK, cases.patients_of([pair.case_id for pair in pairs]), intervals),
+    }
+    return section
+
+
+def report_findings(
+    cases: CollectedCases, labeler: ReportLabeler | None = None
+) -> tuple[Floats, Floats, bool]:
+    """Findings of the generated and of the true reports.
+
+    Returns:
+        (N, K) of 0 and 1 read from the generated reports; (N, K) true labels, NaN where unknown; whether these were given.
+        Where no case of them has labels, they are read from the true reports.
+    """
+    read = labeler.label_reports if labeler is not None else label_reports
+    pairs = cases.reports
+    predicted_NK = np.asarray(read([pair.predicted or "" for pair in pairs]), dtype=np.float64)
+    predicted_NK[[pair.predicted is None for pair in pairs]] = 0.0
+    row_of = dict(zip(cases.case_ids, cases.label_NK, strict=True))
+    given_NK = np.array([row_of[pair.case_id] for pair in pairs])
+    if not np.isnan(given_NK).all():
+        return predicted_NK, given_NK, True
+    return predicted_NK, np.asarray(read([pair.truth for pair in pairs]), dtype=np.float64), False
+
+
+def _text_figures(
+    predicted: Sequence[str],
+    truth: Sequence[str],
+    reading: Reading,
+    patients: Sequence[str],
+    intervals: Intervals,
+) -> dict[str, Any]:
+    scores = report_scores(predicted, truth, reading)
+    if not intervals.resamples:
+        return dict(scores.figures)
+    drawn = scores.resampled(patient_ids=patients, resamples=intervals.resamples, seed=intervals.seed)
+    return {name: interval(value, drawn[name], intervals.level) for name, value in scores.figures.items()}
+
+
+def _clinical(
+    predicted_NK: Floats, truth_NK: Floats, patients: Sequence[str], intervals: Intervals
+) -> dict[str, Any]:
+    plain = classification_figures(predicted_NK, truth_NK, DISEASE_NAMES)
+    section = plain
+    if intervals.resamples:
+        section = bootstrap_classification(
+            predicted_NK,
+            truth_NK,
+            DISEASE_NAMES,
+            patient_ids=patients,
+            resamples=intervals.resamples,
+            seed=intervals.seed,
+        ).intervals(intervals.level)
+    names = ("f1", "precision", "recall", "accuracy")
+    return {
+        "per_disease": {
+            disease: {
+                **{name: section["per_disease"][disease][name] for name in names},
+                "cases": int(counts["cases"]),
+                "positives": int(counts["positives"]),
+            }
+            for disease, counts in plain["per_disease"].items()
+        },
+        "macro": {name: section["macro"][name] for name in names},
+        "micro": {name: section["micro"][name] for name in names},
+        "crg": section["crg"],
+    }
