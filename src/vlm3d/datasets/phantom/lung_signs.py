@@ -244,15 +244,14 @@ def _plate(
     anchor: NDArray[np.float64] | None = None,
 ) -> tuple[Box, Array] | None:
     """A slightly bent plate within a lobe, around a drawn or given point; ``flat`` is how level it lies."""
-    index = bounds(canvas.regions_DHW == region)
-    if index is None:
-        return None
-    lobe = canvas.regions_DHW[index] == region
-    inner = np.argwhere(lobe)
-    start = np.array([cut.start for cut in index])
-    low = inner[inner[:, 0] <= np.quantile(inner[:, 0], 0.6)] if flat > 0.5 else inner
-    drawn = canvas.frame.points_at(low[int(rng.integers(len(low)))] + start)
-    anchor = drawn if anchor is None else anchor
+    if anchor is None:
+        index = bounds(canvas.regions_DHW == region)
+        if index is None:
+            return None
+        inner = np.argwhere(canvas.regions_DHW[index] == region)
+        low = inner[inner[:, 0] <= np.quantile(inner[:, 0], 0.6)] if flat > 0.5 else inner
+        start = [cut.start for cut in index]
+        anchor = canvas.frame.points_at(low[int(rng.integers(len(low)))] + start)
     normal = rng.standard_normal(3) * [1, 1 - 0.75 * flat, 1 - 0.75 * flat]
     normal[0] += np.sign(normal[0]) * 2 * flat
     normal /= np.linalg.norm(normal)
@@ -326,10 +325,7 @@ def paint_fibrotic_sequela(canvas: Canvas, rng: RngType, spec: FindingSpec) -> l
                 anchor=anchor + rng.normal(0, 0.12, 3) * reach,
             )
             if plate is not None:
-                part, share = plate
-                whole = np.zeros(canvas.frame.shape_DHW, np.float32)
-                whole[part.index] = share
-                np.maximum(scar, whole[box.index], out=scar)
+                _merge(scar, box, *plate)
         if not (scar > 0.3).any():
             continue
         canvas.blend(box.index, scar, np.maximum(canvas.hu_DHW[box.index], 45.0))
@@ -338,6 +334,18 @@ def paint_fibrotic_sequela(canvas: Canvas, rng: RngType, spec: FindingSpec) -> l
             Painted("Pulmonary fibrotic sequela", box.index, mask, None, "band", REGION_BY_ID[region].key)
         )
     return painted
+
+
+def _merge(share: Array, box: Box, other: Box, other_share: Array) -> None:
+    """Raise the shares of a box to those of another where the two overlap."""
+    here, there = [], []
+    for mine, its in zip(box.index, other.index, strict=True):
+        start, stop = max(mine.start, its.start), min(mine.stop, its.stop)
+        here.append(slice(start - mine.start, max(stop - mine.start, 0)))
+        there.append(slice(start - its.start, max(stop - its.start, 0)))
+    view = share[here[0], here[1], here[2]]
+    if view.size:
+        np.maximum(view, other_share[there[0], there[1], there[2]], out=view)
 
 
 def _pleural_point(canvas: Canvas, rng: RngType, region: int) -> NDArray[np.float64] | None:

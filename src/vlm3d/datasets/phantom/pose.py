@@ -7,6 +7,7 @@ afterwards, and every finding is painted into the turned patient. So fluid lies 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -74,24 +75,42 @@ class Pose:
         onto = sitk.ResampleImageFilter()
         onto.SetNumberOfThreads(1)
         onto.UseNearestNeighborExtrapolatorOn()
-        onto.SetSize(frame.shape_DHW[::-1])
-        onto.SetOutputOrigin(_first_xyz(frame))
+        rows = self._body_rows(upright, frame)
+        part = Frame(frame.z_D, frame.y_H[rows], frame.x_W)
+        onto.SetSize(part.shape_DHW[::-1])
+        onto.SetOutputOrigin(_first_xyz(part))
         onto.SetOutputSpacing(frame.step_mm[::-1].tolist())
         # SimpleITK asks where a point of the result comes from, with points (x, y, z): the inverse, both axes reversed
         turn = sitk.AffineTransform(3)
         turn.SetMatrix(self.matrix_33.T[::-1, ::-1].ravel().tolist())
         onto.SetTransform(turn)
-        turned = []
-        for part_DHW, how in (
-            (upright.hu_DHW, sitk.sitkLinear),
-            (upright.regions_DHW, sitk.sitkNearestNeighbor),
-        ):
-            image = sitk.GetImageFromArray(part_DHW)
+
+        def turned(upright_DHW: NDArray[Any], interpolator: int, air: int) -> NDArray[Any]:
+            image = sitk.GetImageFromArray(upright_DHW)
             image.SetOrigin(_first_xyz(upright.frame))
             image.SetSpacing(upright.frame.step_mm[::-1].tolist())
-            onto.SetInterpolator(how)
-            turned.append(sitk.GetArrayFromImage(onto.Execute(image)))
-        return Canvas(turned[0], turned[1], frame)
+            onto.SetInterpolator(interpolator)
+            whole = np.full(frame.shape_DHW, air, upright_DHW.dtype)
+            whole[:, rows] = sitk.GetArrayFromImage(onto.Execute(image))
+            return whole
+
+        return Canvas(
+            turned(upright.hu_DHW, sitk.sitkLinear, -1000),
+            turned(upright.regions_DHW, sitk.sitkNearestNeighbor, 0),
+            frame,
+        )
+
+    def _body_rows(self, upright: Canvas, frame: Frame) -> slice:
+        """Rows of a turned grid that can show the patient; all others hold air."""
+        hit = np.flatnonzero((upright.regions_DHW > 0).any(axis=(0, 2)))
+        if len(hit) == 0:
+            return slice(None)
+        z, y, x = upright.frame.z_D, upright.frame.y_H[hit], upright.frame.x_W
+        corners = np.array([(a, b, c) for a in z[[0, -1]] for b in y[[0, -1]] for c in x[[0, -1]]], float)
+        across = self.turn(corners)[:, 1]
+        reach = 3 * float(frame.step_mm[1])
+        start, stop = np.searchsorted(frame.y_H, [across.min() - reach, across.max() + reach])
+        return slice(int(start), max(int(stop), int(start) + 1))
 
 
 def _first_xyz(frame: Frame) -> list[float]:
@@ -99,7 +118,7 @@ def _first_xyz(frame: Frame) -> list[float]:
 
 
 def sample_pose(rng: np.random.Generator, largest_deg: float = 4.0) -> Pose:
-    """Draw how a patient lies: one in four straight, the others turned by some degrees, mostly about the long axis."""
+    """Draw how a patient lies: one in four straight, the others turned by some degrees."""
     straight = rng.random() < 0.25
     pitch, roll, yaw = rng.normal(0, [0.5, 0.5, 0.35]) * largest_deg
     if straight:
