@@ -259,7 +259,7 @@ def write_case(
     found: dict[str, dict[str, Any]] = {}
     with whole_folder(store / CASES / case.case_id) as folder:
         for name, dtype in ARRAYS.items():
-            frame = _compressed(np.ascontiguousarray(arrays[name], dtype), threads)
+            frame = compressed(np.ascontiguousarray(arrays[name], dtype), threads)
             array_path(folder, name).write_bytes(frame)
             found[name] = {"bytes": len(frame), "sha256": hashlib.sha256(frame).hexdigest()}
         written = replace(case, files=found)
@@ -386,11 +386,17 @@ def write_failed(store: Path, failed: Mapping[str, str]) -> None:
     write_atomically(store / FAILED, "".join(lines))
 
 
-def _compressed(array_DHW: NDArray[Any], threads: int) -> bytes:
-    frame: bytes = blosc2.asarray(
-        array_DHW,
-        chunks=tuple(min(side, size) for side, size in zip(CHUNK_DHW, array_DHW.shape, strict=True)),
-        blocks=tuple(min(side, size) for side, size in zip(BLOCK_DHW, array_DHW.shape, strict=True)),
-        cparams=blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=threads),
-    ).to_cframe()
+def compressed(array_DHW: NDArray[Any], threads: int = 1) -> bytes:
+    """One array as the store keeps it."""
+    layout = {
+        "chunks": tuple(min(side, size) for side, size in zip(CHUNK_DHW, array_DHW.shape, strict=True)),
+        "blocks": tuple(min(side, size) for side, size in zip(BLOCK_DHW, array_DHW.shape, strict=True)),
+        "cparams": blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=threads),
+    }
+    if not array_DHW.any():
+        frame: bytes = blosc2.zeros(array_DHW.shape, array_DHW.dtype, **layout).to_cframe()
+        return frame
+    stored = blosc2.empty(array_DHW.shape, array_DHW.dtype, contiguous=True, **layout)
+    stored[...] = array_DHW  # one call, where asarray would walk through the chunks in Python
+    frame = stored.to_cframe()
     return frame
