@@ -32,15 +32,17 @@ _CUE = re.compile(
     rf"""
     \b(?:
       (?P<skip> {_SKIP}
-      | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ])?(?:observed|seen|detected|described|
+      | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ]|not[ ])?(?:observed|seen|detected|described|
         defined|present|reported|found|noted|known|monitored|identified)[ ](?:also[ ])?(?:\w+[ ])?(?:in|on|at)[ ]
         (?:the[ ])?(?:patient's[ ])?(?:previous|prior|old|earlier|former)
-      | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt | whether[ ]or[ ]not )
-    | (?P<except> (?:other[ ]than|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
+      | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt | without[ ]pathological | whether[ ]or[ ]not )
+    | (?P<except> (?:other[ ]than|with[ ]the[ ]exception[ ]of|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
         beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
     | (?P<after> (?:{_BE_}[ ])?(?:not|n't)[ ]{_ADVERB_}(?:been[ ])?{_SEEN_} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN_}
       | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
-      | un(?:detected|observed)
+      | un(?:detected|observed) | :[ ](?:none|absent|negative|no$|no\.)
+      | (?:is|are|was|were|do|does|did)[ ]not[ ](?:appear[ ]|seem[ ]|look[ ]|to[ ]be[ ])*
+        (?:enlarged|dilated|thickened|widened|calcified|remarkable)
  )
     | (?P<normal> (?:is|are|was|were|are[ ]all)[ ](?:of[ ])?(?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural) )
     | (?P<past> (?:has|have|had|was|were|is|are)?[ ]?(?:completely|totally|almost[ ]completely|entirely)[ ]
@@ -52,7 +54,8 @@ _CUE = re.compile(
     | (?P<seen> {_BE_}[ ]{_ADVERB_}(?:{_SEEN_}|made|measured|accompanied|located|stable|thought|evaluated|increased)
       | there[ ](?:is|are|was|were) | consists?[ ]of | attracts?[ ]attention )
     | (?P<bare> observed | detected | seen | found )
-    | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only )
+    | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only
+      | ,[ ](?:and[ ])?(?:a|an|minimal|mild|slight|small|moderate|marked|few|several|some|there)(?=[ ]) )
     )\b
     """,
     re.VERBOSE,
@@ -102,7 +105,7 @@ class Context:
         open_denial = excepted = seen = False
         for kind, begin, finish in self._cues:
             if finish > start:
-                if kind == "before" and start < begin < end:  # "pleural spaces free of fluid"
+                if kind in ("before", "after") and start < begin < end:  # "heart is not enlarged"
                     return "negative"
                 if begin >= end:
                     break

@@ -99,7 +99,7 @@ _RULES: tuple[FindingRule, ...] = (
                 "peg ",
                 "pace maker",
             ),
-            *("filter", "balloon", "medical"),
+            *("medical", "tracheost"),
         ),
         (
             Naming(
@@ -120,9 +120,12 @@ _RULES: tuple[FindingRule, ...] = (
                     r"(?:surgical|operation|operative|postoperative|medical|foreign|embolizing|suture|graft) "
                     r"(?:\w+ )?materials?",
                     r"medical devices?",
+                    r"breast implants?",
+                    r"implants? (?:\w+ ){0,4}breasts?",
+                    r"tracheostom\w*",
                     r"valve replacement",
                     r"valvuloplast\w*",
-                    r"sternal wires?",
+                    r"wires?\b",
                     r"icd\b",
                     r"drain(?:age)?s?\b",
                     r"foreign bod\w*",
@@ -142,9 +145,7 @@ _RULES: tuple[FindingRule, ...] = (
         (
             Naming(
                 _any(r"athero\w*", r"atero\w*", r"arteriosclero\w*"),
-                needs=re.compile(
-                    rf"^(?!.*(?:{_CORONARY}))|aort|arcus|(?<!coronary )vascular|carotid|iliac|subclav|supra|vessels"
-                ),
+                needs=re.compile(r"aort|arcus|(?<!coronary )vascular|carotid|iliac|subclav|supra|vessels"),
                 window=_SENTENCE,
             ),
             Naming(
@@ -278,9 +279,7 @@ _RULES: tuple[FindingRule, ...] = (
                 unless=re.compile(r"contrast|opacif"),
             ),
             Naming(
-                _any(
-                    r"(?:densit\w+) (?:increas\w*|increment\w*)", r"increas\w* (?:in |of )?(?:\w+ )?densit\w*"
-                ),
+                _any(r"densit\w+ (?:increas\w*|increment\w*)"),
                 unless=re.compile(
                     r"soft tissue|sequel\w*|fibro\w*|pleuro?a?l? ?parenchym\w*|subcutan|fat|adipose|mesent|skin|breast|"
                     r"bone|liver|vertebra|metal\w*|rib\b|inguinal|coronar|bladder|thymic|oment|periton|spleen|"
@@ -368,7 +367,10 @@ _RULES: tuple[FindingRule, ...] = (
         (
             Naming(
                 _any(
-                    r"\w*sept\w* (?:\w+ ){0,3}?thick\w*",
+                    r"\w*sept\w* (?:[\w,]+ ){0,4}?thick\w*",
+                    r"prominence(?: \w+){0,4}? inter ?lob\w* sept\w*",
+                    r"prominent inter ?lob\w* sept\w*",
+                    r"inter ?lob\w* sept\w* (?:is|are|were|was) (?:\w+ )?prominent",
                     r"thick\w*(?: \w+){0,8}? \w*sept(?:a|al|um)\b",
                     r"inter ?lobular (?:\w+ ){0,3}?thick\w*",
                 ),
