@@ -10,6 +10,7 @@ import pytest
 
 from vlm3d.datasets.sources import SOURCES, detect_kind, find_cases
 from vlm3d.datasets.spec import parse_spec
+from vlm3d.datasets.splits import split_of_patient
 from vlm3d.errors import ConfigError, DataError
 from vlm3d.labels import DISEASE_NAMES
 
@@ -77,6 +78,9 @@ def test_an_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 def test_several_data_sets_together_share_no_id_and_leak_no_patient(data: Path) -> None:
     specs = ["phantom:0-3:split=train", "phantom:3-5:split=test", str(data / "ct_rate")]
     assert [case.split for case in find_cases(specs)] == ["train"] * 3 + ["test"] * 2 + ["valid"]
+    undecided = {case.patient_id: case.split for case in find_cases("phantom:0-60")}
+    assert undecided == {patient: split_of_patient(patient) for patient in undecided}
+    assert set(undecided.values()) == {"train", "valid", "test"}
     with pytest.raises(DataError, match="1 identifiers name more than one case: phantom_000002"):
         find_cases(["phantom:0-3", "phantom:2-5"])
     with pytest.raises(DataError, match="phantom_000002 \\(test and train\\)"):

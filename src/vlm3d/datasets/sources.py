@@ -20,7 +20,7 @@ from vlm3d.datasets import ct_rate, medsam_npz, omniabnorm, phantom_source
 from vlm3d.datasets.case import Case
 from vlm3d.datasets.ct_rate_tables import volume_key
 from vlm3d.datasets.spec import parse_spec
-from vlm3d.datasets.splits import check_no_leak, check_unique_ids
+from vlm3d.datasets.splits import assign_splits, check_unique_ids
 from vlm3d.errors import ConfigError, DataError
 
 SOURCES: dict[str, tuple[Callable[[str], list[Case]], Sequence[str]]] = {
@@ -35,7 +35,10 @@ _LIKE_A_KIND = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):")
 
 
 def find_cases(specs: str | Sequence[str]) -> list[Case]:
-    """The cases of a data set, or of several together, none of them read yet.
+    """The cases of a data set, or of several together, each with its split; none of them is read yet.
+
+    A split comes from the specification, else from the source, else from `vlm3d.datasets.splits`: a patient that nobody
+    has placed is drawn by its identifier, 80 % to training and 10 % each to validation and test.
 
     Args:
         specs: One or several lines as in the table above.
@@ -48,8 +51,7 @@ def find_cases(specs: str | Sequence[str]) -> list[Case]:
     lines = [specs] if isinstance(specs, str) else specs
     cases = [case for line in lines for case in _find(line)]
     check_unique_ids(cases)
-    check_no_leak(cases)
-    return cases
+    return assign_splits(cases)
 
 
 def _find(spec: str) -> list[Case]:

@@ -10,13 +10,36 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from vlm3d.datasets.case import Case, Split
 from vlm3d.errors import ConfigError, DataError
 
+
+class HasSplit(Protocol):
+    """A case, read or prepared."""
+
+    @property
+    def patient_id(self) -> str:
+        """All scans of a patient share it."""
+
+    @property
+    def split(self) -> Split | None:
+        """Where the case belongs, or None."""
+
+
 DEFAULT_FRACTIONS: Mapping[Split, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 DEFAULT_SALT = "vlm3d"
 _NAMED = 5
+
+
+class InSplit(Protocol):
+    """A case in whatever form: its patient and its split."""
+
+    @property
+    def patient_id(self) -> str: ...
+    @property
+    def split(self) -> Split | None: ...
 
 
 def assign_splits(
@@ -64,7 +87,7 @@ def split_of_patient(
     return named[-1]  # rounding left a sliver above the sum
 
 
-def check_no_leak(cases: Iterable[Case]) -> None:
+def check_no_leak(cases: Iterable[HasSplit]) -> None:
     """Make sure that no patient is in two splits; cases without a split do not count.
 
     Raises:
