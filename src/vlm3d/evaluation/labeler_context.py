@@ -40,6 +40,7 @@ _CUE = re.compile(
         beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
     | (?P<after> (?:{_BE_}[ ])?(?:not|n't)[ ]{_ADVERB_}(?:been[ ])?{_SEEN_} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN_}
       | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
+      | (?:could[ ]not|cannot|can[ ]not)[ ]be[ ](?:\w+ly[ ])?(?:evaluated|assessed|made|examined)
       | un(?:detected|observed) | :[ ](?:none|absent|negative|no$|no\.)
       | (?:is|are|was|were|do|does|did)[ ]not[ ](?:appear[ ]|seem[ ]|look[ ]|to[ ]be[ ])*
         (?:enlarged|dilated|thickened|widened|calcified|remarkable)

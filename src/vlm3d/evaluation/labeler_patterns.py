@@ -258,7 +258,7 @@ _RULES: tuple[FindingRule, ...] = (
                     r"(?:micro)?nod[uü]l(?:es?|o|ary?\b(?! (?:\w+ )?"
                     r"(?:consolid|infiltr|ground|thick|densit|opaci|enhanc|calcif|increas|configur|contam)))\w*",
                 ),
-                unless=re.compile(rf"^(?!.*{_LUNG}).*(?:{_ORGANS})|thyroid|adrenal|liver|mediastin"),
+                unless=re.compile(rf"^(?!.*{_LUNG}).*(?:{_ORGANS})|thyroid|adrenal|liver|mediastin|structur"),
                 window=_SENTENCE,
             ),
         ),
@@ -273,6 +273,15 @@ _RULES: tuple[FindingRule, ...] = (
                     r"(?:frosted|icy|iced) (?:glass|densit)\w*",
                     r"glass (?:area|densit)\w*",
                 )
+            ),
+            Naming(
+                _any(
+                    r"(?:acinar|dep[ae]nd[ae]nt|patchy|alveolar|hazy) densit\w*",
+                    r"linear (?:\w+ )?densit\w*",
+                ),
+                unless=re.compile(
+                    r"subcutan|fat|adipose|mesent|skin|breast|oment|periton|renal|muscle|colon"
+                ),
             ),
             Naming(
                 _any(r"opaci\w*"),
@@ -303,7 +312,7 @@ _RULES: tuple[FindingRule, ...] = (
                 ),
                 unless=re.compile(
                     r"fractur|kidney|renal|rib\b|ribs\b|vertebra|liver|spleen|bone|humerus|myocard|clavic|hepatic|"
-                    r"elevation|lymph"
+                    r"elevation|lymph|mediastin"
                 ),
             ),
         ),
@@ -315,7 +324,7 @@ _RULES: tuple[FindingRule, ...] = (
             Naming(
                 _any(r"eff?usion\w*"),
                 unless=re.compile(
-                    r"^(?!.*(?:pleur|hemithora)).*pericard|abdom|renal|nephric|kidney|joint|pelvi|perihep|knee|fatty"
+                    r"^(?!.*(?:pleur|hemithora)).*pericard|abdom|mediastin|renal|nephric|kidney|joint|pelvi|perihep|knee|fatty"
                 ),
                 window=(30, 110),
             ),
@@ -363,7 +372,7 @@ _RULES: tuple[FindingRule, ...] = (
     ),
     FindingRule(
         "Interlobular septal thickening",
-        ("sept", "interlob", "interstitial thick"),
+        ("sept", "interlob", "intralob", "interstit"),
         (
             Naming(
                 _any(
@@ -371,8 +380,10 @@ _RULES: tuple[FindingRule, ...] = (
                     r"prominence(?: \w+){0,4}? inter ?lob\w* sept\w*",
                     r"prominent inter ?lob\w* sept\w*",
                     r"inter ?lob\w* sept\w* (?:is|are|were|was) (?:\w+ )?prominent",
-                    r"thick\w*(?: \w+){0,8}? \w*sept(?:a|al|um)\b",
-                    r"inter ?lobular (?:\w+ ){0,3}?thick\w*",
+                    r"thick\w*(?: \w+){0,8}? \w*sept(?:a|ae|al|as|um|ums)\b",
+                    r"(?:inter|intra) ?lobul\w* (?:[\w,]+ ){0,4}?thick\w*",
+                    r"interstiti\w* (?:\w+ ){0,2}?thick\w*",
+                    r"thick\w*(?: \w+){0,4}? (?:interstiti|(?:inter|intra) ?lobul)\w*",
                 ),
                 unless=re.compile(r"ventric|nasal|paraseptal"),
                 window=(20, 10),
