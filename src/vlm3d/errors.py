@@ -14,7 +14,8 @@ VLM3DError                    1   anything below; catch this to catch them all
 ├── OutputError               5   the output cannot be written (permission, full disk)
 ├── MissingExtraError         6   an optional package is needed; the message says what to type
 ├── WeightsUnavailableError   7   pretrained weights are in no place that was looked in
-└── ResourceError             8   the machine has too little memory for what was asked
+├── ResourceError             8   the machine has too little memory for what was asked
+└── TrainingError             9   training cannot go on: a loss is no number
 ```
 
 130 is the exit code of an interrupt (Ctrl-C). A message is one line that says what is wrong, what was found
@@ -94,6 +95,12 @@ class ResourceError(VLM3DError):
     """The machine has too little memory for what was asked."""
 
     exit_code = 8
+
+
+class TrainingError(VLM3DError):
+    """Training cannot go on: a loss or a gradient is no number."""
+
+    exit_code = 9
 
 
 INTERRUPTED_EXIT_CODE = 130

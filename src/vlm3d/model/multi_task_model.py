@@ -465,6 +465,8 @@ class VLM3DMultiTask(nn.Module):
     def save_pretrained(self, folder: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint folder (see `vlm3d.model.checkpoint`), as a whole or not at all.
 
+        Adapters are in it once a language model was there for them to train in; without, they start as no change.
+
         Args:
             folder: Created, or replaced if it is a checkpoint.
             training: How it was trained; ``status`` defaults to the model's own.
@@ -472,8 +474,6 @@ class VLM3DMultiTask(nn.Module):
         Raises:
             OutputError: It cannot be written.
         """
-        if self.config.model.report.use_lora and not self.report_generator.has_adapters:
-            self.report_generator.load_llm()
         note = {"status": self.training_status, **(training or {})}
         checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)
 

@@ -302,7 +302,8 @@ class ReportGenerator(nn.Module):
         """Restore `checkpoint_state_dict`; adapters wait for the language model if it is not loaded yet.
 
         Raises:
-            CheckpointError: A tensor is missing, foreign or of another shape; the message names it.
+            CheckpointError: A tensor is missing, foreign or of another shape; the message names it. A state without
+                any adapter is that of a model whose adapters never trained: they start as no change.
         """
         adapters = {
             name.removeprefix(_ADAPTER_PREFIX): tensor
@@ -312,8 +313,8 @@ class ReportGenerator(nn.Module):
         own = {name: tensor for name, tensor in state.items() if not name.startswith(_ADAPTER_PREFIX)}
         copy_strictly(self._own_tensors(), own, "the report generator")
         if self.llm is None:
-            self._waiting_adapters = adapters
-        else:
+            self._waiting_adapters = adapters or None
+        elif adapters:
             self.llm.load_adapter_state_dict(adapters)
 
     def _own_tensors(self) -> dict[str, Tensor]:

@@ -1,0 +1,277 @@
+"""From a prepared store to batches, in an order that a resumed run finds again.
+
+Which scan stands where, how it is varied and which box of it is drawn follow from (seed, phase, position) alone, not
+from what ran before. Position p of a phase belongs to step p // (scans a step); among the processes of a group the scans
+of a step are dealt so that two processes see together what one sees with twice the accumulation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vlm3d.config import Config, PhaseConfig
+from vlm3d.datasets.augmentation import Augmenter, TrainingSample
+from vlm3d.datasets.prepared import PreparedDataset, lesion_masks
+from vlm3d.errors import DataError
+from vlm3d.labels import first_lesions
+from vlm3d.model.patch_embedding import PatchBox
+from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 50  # damaged scans in a row, after which a store is beyond use
+
+
+class Scan(NamedTuple):
+    """One scan as the model takes it.
+
+    Attributes:
+        position: In the phase.
+        case_id: Names it in logs.
+        intensity_DHW: float32 in -1..1.
+        regions_DHW: uint8 region ids, or None for a scan shown without its anatomy.
+        masks_LDHW: int8: 1 lesion, 0 none, -1 unknown.
+        labels_K: 0, 1 or NaN.
+        report: Text, or None.
+        box: The patches in which masks are drawn, or None for the whole scan.
+        damaged: Cases that were to come before it and could not be read.
+    """
+
+    position: int
+    case_id: str
+    intensity_DHW: NDArray[np.float32]
+    regions_DHW: NDArray[np.uint8] | None
+    masks_LDHW: NDArray[np.int8]
+    labels_K: NDArray[np.float32]
+    report: str | None
+    box: PatchBox | None
+    damaged: tuple[str, ...]
+
+
+@dataclass
+class Batch:
+    """Scans of one forward pass, padded to one shape.
+
+    Attributes:
+        case_ids: One a scan.
+        intensity_B1DHW: float32 in -1..1.
+        regions_BDHW: uint8; a scan without anatomy is background throughout. None if all are.
+        masks_BLDHW: int8: 1 lesion, 0 none, -1 unknown.
+        labels_BK: 0, 1 or NaN.
+        reports: Texts; empty where there is none.
+        boxes: In patches, one a scan, or None.
+        damaged: Cases that could not be read and were passed over.
+    """
+
+    case_ids: list[str]
+    intensity_B1DHW: Tensor
+    regions_BDHW: Tensor | None
+    masks_BLDHW: Tensor
+    labels_BK: Tensor
+    reports: list[str]
+    boxes: list[PatchBox] | None
+    damaged: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device."""
+        regions = None if self.regions_BDHW is None else self.regions_BDHW.to(device, non_blocking=True)
+        return Batch(
+            self.case_ids,
+            self.intensity_B1DHW.to(device, non_blocking=True),
+            regions,
+            self.masks_BLDHW.to(device, non_blocking=True),
+            self.labels_BK.to(device, non_blocking=True),
+            self.reports,
+            self.boxes,
+            self.damaged,
+        )
+
+
+class ScanStream(Dataset[Scan]):
+    """The scans of a phase by position; epochs follow each other without end.
+
+    Args:
+        dataset: The training split of a prepared store.
+        config: The run's settings.
+        phase: The phase's.
+        phase_number: Tells the phases' random numbers apart.
+    """
+
+    def __init__(
+        self, dataset: PreparedDataset, config: Config, phase: PhaseConfig, phase_number: int
+    ) -> None:
+        self.dataset = dataset
+        self.phase = phase
+        self.seed = (config.training.seed, phase_number)
+        self.hu_window = config.preprocessing.hu_window
+        self.patch_size = config.model.vision.patch_size
+        self.lesion_keys = [
+            lesion.key for lesion in first_lesions(config.model.localizer.num_lesion_diseases)
+        ]
+        self.num_diseases = config.model.classifier.num_diseases
+        self.augment = Augmenter(config.training.augmentation)
+
+    def __getitem__(self, position: int) -> Scan:
+        rng = np.random.default_rng([*self.seed, 1, position])
+        damaged: list[str] = []
+        for _ in range(_TRIES):
+            # A scan that cannot be read is passed over for the one that stands half an epoch further on.
+            index = self._index(position + len(damaged) * (len(self.dataset) // 2 + 1))
+            case = self.dataset.cases[index]
+            try:
+                sample = self._sample(index)
+            except DataError as error:
+                logger.warning("%s", error)
+                damaged.append(case.case_id)
+                continue
+            return self._scan(position, self.augment(sample, rng), case.known_lesions, rng, tuple(damaged))
+        raise DataError(
+            f"{_TRIES} scans in a row cannot be read, the last one {damaged[-1]}: prepare the store anew"
+        )
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.dataset))
+        order = np.random.default_rng([*self.seed, 0, epoch]).permutation(len(self.dataset))
+        return int(order[place])
+
+    def _sample(self, index: int) -> TrainingSample:
+        case, arrays = self.dataset.cases[index], self.dataset.read(index)
+        labels_K = np.full(self.num_diseases, np.nan, np.float32)
+        if case.labels_K is not None:
+            count = min(self.num_diseases, len(case.labels_K))
+            labels_K[:count] = case.labels_K[:count]
+        return TrainingSample(
+            arrays.hu_DHW,
+            arrays.regions_DHW if case.regions_method is not None else None,
+            arrays.lesion_bits_DHW,
+            labels_K,
+            case.report,
+            case.case_id,
+            case.spacing_mm,
+        )
+
+    def _scan(
+        self,
+        position: int,
+        sample: TrainingSample,
+        known: Sequence[str],
+        rng: np.random.Generator,
+        damaged: tuple[str, ...],
+    ) -> Scan:
+        hidden = rng.random() < self.phase.without_regions
+        intensity_DHW = window_in_place(sample.hu_DHW.astype(np.float32), self.hu_window)
+        return Scan(
+            position,
+            sample.case_id,
+            intensity_DHW,
+            None if hidden else sample.regions_DHW,
+            lesion_masks(sample.lesion_bits_DHW, known, self.lesion_keys),
+            sample.labels_K,
+            sample.report,
+            self._box(sample, known, rng),
+            damaged,
+        )
+
+    def _box(self, sample: TrainingSample, known: Sequence[str], rng: np.random.Generator) -> PatchBox | None:
+        """Over a lesion as often as asked for (each kind as likely), else anywhere."""
+        if self.phase.localization_crop is None:
+            return None
+        grid = np.array(sample.hu_DHW.shape) // self.patch_size
+        size = np.minimum(np.array(self.phase.localization_crop) // self.patch_size, grid)
+        over_lesion, where = rng.random() < self.phase.lesion_crops, rng.random(3)
+        start = np.floor(where * (grid - size + 1)).astype(int)
+        bits = sample.lesion_bits_DHW
+        present = [bit for bit in range(8) if over_lesion and (bits & (1 << bit)).any()]
+        if present:
+            voxels = np.argwhere(bits & (1 << int(rng.choice(present))))
+            center = voxels[rng.integers(len(voxels))] // self.patch_size
+            start = np.clip(center - np.floor(where * size).astype(int), 0, grid - size)
+        (z0, z1), (y0, y1), (x0, x1) = ((int(a), int(a + n)) for a, n in zip(start, size, strict=True))
+        return (z0, z1), (y0, y1), (x0, x1)
+
+
+class StepSampler(Sampler[list[int]]):
+    """The positions of each forward pass of one process, from a step on.
+
+    Args:
+        phase: Batch size, accumulation and number of steps.
+        first_step: The step to start at.
+        rank: Number of this process.
+        world_size: Processes of the group.
+    """
+
+    def __init__(self, phase: PhaseConfig, first_step: int, rank: int, world_size: int) -> None:
+        self.phase, self.first_step, self.rank, self.world_size = phase, first_step, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size, world = self.phase.batch_size, self.world_size
+        for forward in range(
+            self.first_step * self.phase.accumulate, self.phase.steps * self.phase.accumulate
+        ):
+            first = (forward * world + self.rank) * size
+            yield list(range(first, first + size))
+
+    def __len__(self) -> int:
+        return (self.phase.steps - self.first_step) * self.phase.accumulate
+
+
+def collate(scans: Sequence[Scan]) -> Batch:
+    """Pad scans with air at their ends to one shape and stack them."""
+    shape = tuple(np.max([scan.intensity_DHW.shape for scan in scans], axis=0))
+    intensity = np.full((len(scans), 1, *shape), OUTSIDE_VALUE, np.float32)
+    regions = np.zeros((len(scans), *shape), np.uint8)
+    masks = np.zeros((len(scans), len(scans[0].masks_LDHW), *shape), np.int8)
+    for index, scan in enumerate(scans):
+        d, h, w = scan.intensity_DHW.shape
+        intensity[index, 0, :d, :h, :w] = scan.intensity_DHW
+        masks[index, :, :d, :h, :w] = scan.masks_LDHW
+        if scan.regions_DHW is not None:
+            regions[index, :d, :h, :w] = scan.regions_DHW
+    boxes = [scan.box for scan in scans if scan.box is not None]
+    return Batch(
+        case_ids=[scan.case_id for scan in scans],
+        intensity_B1DHW=torch.from_numpy(intensity),
+        regions_BDHW=torch.from_numpy(regions) if any(s.regions_DHW is not None for s in scans) else None,
+        masks_BLDHW=torch.from_numpy(masks),
+        labels_BK=torch.from_numpy(np.stack([scan.labels_K for scan in scans])),
+        reports=[scan.report or "" for scan in scans],
+        boxes=_of_one_size(boxes) if boxes else None,
+        damaged=[case_id for scan in scans for case_id in scan.damaged],
+    )
+
+
+def _of_one_size(boxes: Sequence[PatchBox]) -> list[PatchBox]:
+    """Boxes cut to the smallest along each axis: a small scan's box is small."""
+    size = np.min([[stop - start for start, stop in box] for box in boxes], axis=0)
+    cut = []
+    for box in boxes:
+        z, y, x = ((start, start + int(length)) for (start, _), length in zip(box, size, strict=True))
+        cut.append((z, y, x))
+    return cut
+
+
+def batches(
+    stream: ScanStream, phase: PhaseConfig, *, first_step: int, rank: int, world_size: int, workers: int
+) -> DataLoader[Any]:
+    """Batches of one process from a step on, read ahead by worker processes."""
+    return DataLoader(
+        stream,
+        batch_sampler=StepSampler(phase, first_step, rank, world_size),
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

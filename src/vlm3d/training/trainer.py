@@ -1,0 +1,456 @@
+"""From a prepared store to a checkpoint: the phases, one after the other, each step the same after a kill.
+
+```
+RUN/
+├── config.json                every setting of the run
+├── metrics.jsonl, samples/    what training tells (vlm3d.training.tracking)
+├── last/                      the point that a run resumes from (vlm3d.training.run_state)
+├── top/PHASE_000500/          best checkpoints of the running and earlier phases
+├── PHASE/                     each finished phase's best checkpoint: the moving average's weights
+└── final/                     the last finished phase's, enough alone to predict
+```
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vlm3d
+from vlm3d.config import Config, PhaseConfig
+from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import ConfigError, TrainingError
+from vlm3d.extras import require
+from vlm3d.io import write_atomically
+from vlm3d.losses import MultiTaskLoss
+from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
+from vlm3d.training.data import Batch, ScanStream, batches
+from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
+from vlm3d.training.phases import check_data, chosen_phases, phase_config, phase_number, status_of
+from vlm3d.training.run_state import (
+    CHECKPOINT_FOLDER,
+    RunState,
+    optimizer_tensors,
+    random_tensors,
+    read_state,
+    restore_optimizer,
+    restore_random,
+    with_prefix,
+    without_prefix,
+    write_state,
+)
+from vlm3d.training.step import StepPlan, TrainingStep, plan_step, shared_parameters, spread
+from vlm3d.training.tracking import Tracker
+from vlm3d.training.validation import Validation, track_samples, validate
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, LAST, TOP, FINAL = "config.json", "last", "top", "final"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train, on what, into where.
+
+    Attributes:
+        config: Every setting.
+        store: Folder of ``vlm3d prepare``, with the splits ``train`` and ``valid``.
+        run: Folder of the run; one that holds an unfinished run of the same settings is resumed.
+        phases: Numbers or names; all by default.
+        start_from: Checkpoint folder to start from instead of random weights.
+        stop_after: Stop after so many steps of this call, to be resumed later; for schedulers and tests.
+    """
+
+    config: Config
+    store: Path
+    run: Path
+    phases: Sequence[str] | None = None
+    start_from: Path | None = None
+    stop_after: int | None = None
+
+
+def train(request: TrainingRequest) -> Path:
+    """Train, or go on training; returns the folder of the last checkpoint.
+
+    Raises:
+        ConfigError: Settings contradict each other, the store or the run that is there.
+        DataError: The data cannot train what is asked for.
+        TrainingError: A loss is no number; the message names the batch's cases.
+        OutputError: The run's folder cannot be written.
+    """
+    return Trainer(request).run()
+
+
+class Trainer:
+    """One run; see `train`."""
+
+    def __init__(self, request: TrainingRequest) -> None:
+        accelerate = require("accelerate", extra="train", purpose="train")
+        self.request = request
+        self.config = request.config
+        self.training = request.config.training
+        self.folder = Path(request.run)
+        self.phases = chosen_phases(request.phases)
+        self.train_set = PreparedDataset(request.store, ("train",))
+        self.valid_set = PreparedDataset(request.store, ("valid",))
+        check_data(self.train_set, self.valid_set, self.config, self.phases)
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision="bf16" if self.training.precision == "bf16" else "no",
+            kwargs_handlers=[accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.state, self._tensors = self._found_state()
+        self.model = self._build_model()
+        loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
+        self.step_module = TrainingStep(self.model, loss).to(self.accelerator.device)
+        self._steps_here = 0
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Run all phases that are left."""
+        main = self.accelerator.is_main_process
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / CONFIG_FILE, self.config.model_dump_json(indent=2))
+        resumed = self.state.total_steps if self._tensors is not None else None
+        with Tracker(
+            self.folder,
+            resumed_step=resumed,
+            tensorboard=self.training.tensorboard,
+            wandb=self.training.wandb,
+            settings=self.config.model_dump(mode="json"),
+            is_main=main,
+        ) as self.tracker:
+            for name in self.phases:
+                if name not in self.state.finished and not self._stopped():
+                    self._run_phase(name)
+        return self.folder / FINAL
+
+    def _run_phase(self, name: str) -> None:
+        phase, number = phase_config(self.config, name), phase_number(name)
+        if self.state.phase != name:
+            self._enter(name)
+        if "generation" in phase.tasks:
+            self.model.report_generator.load_llm(self.accelerator.device)
+            if self.config.model.vision.gradient_checkpointing:
+                self.model.report_generator.llm.enable_gradient_checkpointing()  # type: ignore[union-attr]
+        self._set_trainable(phase)
+        names = self._parameter_names()
+        loss_parameters = [p for p in self.step_module.loss.parameters() if p.requires_grad]
+        optimizer = build_optimizer(self.model, loss_parameters, phase, self.training)
+        in_phase = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+        average = WeightAverage(in_phase, self.training.ema_decay)
+        if self._tensors is not None:
+            restore_optimizer(optimizer, names, self._tensors)
+            average.load_state_dict(without_prefix("average", self._tensors))
+            self.step_module.loss.load_state_dict(without_prefix("loss", self._tensors))
+            restore_random(self._tensors)
+            self._tensors = None
+        logger.info("phase %s: %d steps, %d of them done", name, phase.steps, self.state.step)
+        self._loop(name, phase, number, optimizer, average, names)
+        if self.state.step >= phase.steps:
+            self._finish(name, average)
+
+    def _loop(
+        self,
+        name: str,
+        phase: PhaseConfig,
+        number: int,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage,
+        names: Mapping[nn.Parameter, str],
+    ) -> None:
+        """Steps until the phase is done or the call has had its share of them."""
+        forward = self._wrapped(phase)
+        stream = iter(self._batches(phase, number))
+        start = time.monotonic()
+        while self.state.step < phase.steps and not self._stopped():
+            if self._unfreeze(phase):
+                forward = self._wrapped(phase)
+            plan = plan_step(phase, self.training.seed, number, self.state.step)
+            share = lr_share(self.state.step, phase, self.training.min_lr_share)
+            set_learning_rate(optimizer, share)
+            losses, norm = self._optimize(forward, optimizer, stream, plan, phase)
+            average.update()
+            self.state.step += 1
+            self.state.total_steps += 1
+            self._steps_here += 1
+            self.state.seconds += time.monotonic() - start
+            start = time.monotonic()
+            last = self.state.step == phase.steps
+            if last or self.state.step % self.training.log_every == 0:
+                self._log(name, phase, losses, norm, share, average)
+            if last or self.state.step % self.training.validate_every == 0:
+                self._validate(name, phase, average)
+                start = time.monotonic()
+            if last or self.state.step % self.training.checkpoint_every == 0:
+                self._save(optimizer, average, names)
+
+    def _optimize(
+        self,
+        forward: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        stream: Iterator[Batch],
+        plan: StepPlan,
+        phase: PhaseConfig,
+    ) -> tuple[dict[str, float], float]:
+        """One step of the optimizer; losses are means over its forward passes on this process."""
+        told = []
+        for micro in range(phase.accumulate):
+            batch = next(stream).to(self.accelerator.device)
+            for case_id in batch.damaged:
+                self.state.damaged[case_id] = self.state.damaged.get(case_id, 0) + 1
+            waits = micro < phase.accumulate - 1 and isinstance(forward, nn.parallel.DistributedDataParallel)
+            with forward.no_sync() if waits else nullcontext(), self.accelerator.autocast():  # type: ignore[operator]
+                losses = forward(batch, plan)
+                self._refuse_nan(losses, batch)
+                gradnorm = self.step_module.loss.gradnorm
+                if gradnorm is not None:
+                    gradnorm.update(losses, shared_parameters(self.model))
+                self.accelerator.backward(losses["total"] / phase.accumulate)
+            told.append({task: float(loss.detach()) for task, loss in losses.items()})
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.training.clip_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of step {self.state.step} is no number, though the losses {told} are: lower the rate"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return spread(told), norm
+
+    def _refuse_nan(self, losses: Mapping[str, Tensor], batch: Batch) -> None:
+        broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss))]
+        if broken:
+            raise TrainingError(
+                f"the {broken[-1]} loss of step {self.state.step} ({self.state.phase}) is no number; the batch's cases: "
+                f"{', '.join(batch.case_ids)}. The last checkpoint is in {self.folder / LAST}"
+            )
+
+    # --- what is told and kept -----------------------------------------------------------------------------------
+
+    def _log(
+        self,
+        name: str,
+        phase: PhaseConfig,
+        losses: Mapping[str, float],
+        norm: float,
+        share: float,
+        average: WeightAverage,
+    ) -> None:
+        values: dict[str, Any] = {f"train/{task}": value for task, value in losses.items()}
+        values |= {
+            "phase": name,
+            "phase_step": self.state.step,
+            "train/lr": phase.lr * share,
+            "train/gradient_norm": norm,
+            "seconds": round(self.state.seconds, 1),
+            "damaged_cases": len(self.state.damaged),
+        }
+        self.tracker.scalars(self.state.total_steps, values)
+        words = " ".join(f"{task} {value:.4f}" for task, value in losses.items())
+        logger.info("%s %d/%d: %s (%.0f s)", name, self.state.step, phase.steps, words, self.state.seconds)
+
+    def _validate(self, name: str, phase: PhaseConfig, average: WeightAverage) -> None:
+        """Judge the average's weights, keep them among the best, and keep samples."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return
+        generator = torch.random.get_rng_state()
+        with average.applied():
+            found = validate(self.step_module, self.valid_set, self.config, phase)
+            track_samples(
+                self.model, self.valid_set, self.config, phase, self.tracker, self.state.total_steps
+            )
+            self.tracker.scalars(
+                self.state.total_steps, {"phase": name, "phase_step": self.state.step, **found.figures}
+            )
+            logger.info("%s %d: %s", name, self.state.step, _words(found.figures))
+            self._keep_top(name, found)
+        torch.random.set_rng_state(generator)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_top(self, name: str, found: Validation) -> None:
+        keep = max(self.training.keep_top, 1)
+        best = self.state.best
+        if len(best) >= keep and found.score <= min(best.values()):
+            return
+        label = f"{name}_{self.state.step:06d}"
+        self.model.save_pretrained(self.folder / TOP / label, training=self._note(found.figures))
+        best[label] = found.score
+        while len(best) > keep:
+            worst = min(best, key=lambda key: best[key])
+            del best[worst]
+            shutil.rmtree(self.folder / TOP / worst, ignore_errors=True)
+
+    def _save(
+        self, optimizer: torch.optim.Optimizer, average: WeightAverage, names: Mapping[nn.Parameter, str]
+    ) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {
+                **optimizer_tensors(optimizer, names),
+                **with_prefix("average", average.state_dict()),
+                **with_prefix("loss", self.step_module.loss.state_dict()),
+                **random_tensors(),
+            }
+            self.tracker.sync()
+            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}))
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, name: str, average: WeightAverage) -> None:
+        """The phase's best weights become its result, and the start of the next phase."""
+        best = max(self.state.best, key=lambda key: self.state.best[key])
+        if self.accelerator.is_main_process:
+            note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
+            self._load(self.folder / TOP / best)
+            for target in (name, FINAL):
+                self.model.save_pretrained(self.folder / target, training=note)
+        self.accelerator.wait_for_everyone()
+        self._load(self.folder / name)
+        self.state.finished.append(name)
+        if self.accelerator.is_main_process:
+            tensors = {**with_prefix("loss", self.step_module.loss.state_dict()), **random_tensors()}
+            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}))
+        self.accelerator.wait_for_everyone()
+
+    def _note(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """``training.json`` of a checkpoint: what it was trained on, how long, how good."""
+        sources: dict[str, int] = {}
+        for case in self.train_set.cases:
+            sources[case.source] = sources.get(case.source, 0) + 1
+        return {
+            "status": self.model.training_status,
+            "phase": self.state.phase,
+            "phase_step": self.state.step,
+            "total_steps": self.state.total_steps,
+            "finished_phases": list(self.state.finished),
+            "training_cases": sources,
+            "store": self.train_set.fingerprint.sha256,
+            "seconds": round(self.state.seconds),
+            "validation": {key: round(v, 4) for key, v in figures.items() if math.isfinite(v)},
+            "version": vlm3d.__version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.accelerator.device.type}",
+        }
+
+    # --- pieces --------------------------------------------------------------------------------------------------
+
+    def _found_state(self) -> tuple[RunState, dict[str, Tensor] | None]:
+        """The run that the folder holds, or a new one."""
+        known = self.folder / CONFIG_FILE
+        if known.is_file():
+            _refuse_other_settings(known, self.config)
+        if (self.folder / LAST).is_dir():
+            return read_state(self.folder / LAST)
+        if known.is_file() and (self.folder / "metrics.jsonl").is_file():
+            (
+                self.folder / "metrics.jsonl"
+            ).unlink()  # killed before its first checkpoint: nothing to go on from
+        return RunState(phase=""), None
+
+    def _build_model(self) -> VLM3DMultiTask:
+        torch.manual_seed(self.training.seed)
+        model = VLM3DMultiTask(self.config, load_llm=False)
+        if self._tensors is not None:
+            self._copy_weights(model, self.folder / LAST / CHECKPOINT_FOLDER)
+        elif self.request.start_from is not None:
+            self._copy_weights(model, self.request.start_from)
+        model.training_status = status_of(self.train_set)
+        return model
+
+    def _copy_weights(self, model: VLM3DMultiTask, folder: Path) -> None:
+        from vlm3d.model import checkpoint
+
+        found = checkpoint.read_config(folder).model
+        if found != self.config.model:
+            raise ConfigError(f"{folder} holds another model than the settings ask for")
+        model.load_checkpoint_state_dict(checkpoint.read_weights(folder))
+
+    def _load(self, folder: Path) -> None:
+        self._copy_weights(self.model, folder)
+
+    def _enter(self, name: str) -> None:
+        """Start a phase: its own steps, its own best."""
+        self.state.phase, self.state.step, self.state.best = name, 0, {}
+        self._tensors = None
+
+    def _set_trainable(self, phase: PhaseConfig) -> None:
+        self.model.freeze(*PARTS)
+        self.model.unfreeze(*phase.parts)
+        self._blocks_free = -1
+        self._unfreeze(phase)
+        self.step_module.train()
+
+    def _unfreeze(self, phase: PhaseConfig) -> bool:
+        """Gradual unfreezing; True where it changed what learns."""
+        if "vision" not in phase.parts or not phase.unfreeze_blocks:
+            return False
+        done = self.state.step / phase.steps
+        count = max((blocks for share, blocks in phase.unfreeze_blocks if share <= done), default=0)
+        if count == self._blocks_free:
+            return False
+        self._blocks_free = count
+        if count >= len(self.model.vision_encoder.blocks):
+            self.model.unfreeze("vision")
+        elif count:
+            self.model.unfreeze_last_blocks(count)
+        else:
+            self.model.freeze("vision")
+        return True
+
+    def _wrapped(self, phase: PhaseConfig) -> nn.Module:
+        """The step, in what many processes need."""
+        if self.accelerator.num_processes == 1:
+            return self.step_module
+        wrapped: nn.Module = self.accelerator.prepare_model(self.step_module)
+        return wrapped
+
+    def _batches(self, phase: PhaseConfig, number: int) -> Any:
+        return batches(
+            ScanStream(self.train_set, self.config, phase, number),
+            phase,
+            first_step=self.state.step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=self.training.loader_workers,
+        )
+
+    def _parameter_names(self) -> dict[nn.Parameter, str]:
+        return {parameter: name for name, parameter in self.step_module.named_parameters()}
+
+    def _stopped(self) -> bool:
+        return self.request.stop_after is not None and self._steps_here >= self.request.stop_after
+
+
+def _refuse_other_settings(known: Path, config: Config) -> None:
+    """A run goes on only with the settings that it began with."""
+    before, now = json.loads(known.read_text(encoding="utf-8")), config.model_dump(mode="json")
+    changed = sorted(_differences(before, now))
+    if changed:
+        raise ConfigError(
+            f"{known.parent} holds a run with another {changed[0]}: give the same settings, or another folder"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key
+
+
+def _words(figures: Mapping[str, float]) -> str:
+    return " ".join(f"{name.removeprefix('valid/')} {value:.3f}" for name, value in figures.items())

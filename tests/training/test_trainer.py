@@ -1,0 +1,249 @@
+"""Training as a user runs it: phases to a checkpoint, resumed after a kill, refused where it cannot learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from vlm3d.config import Config
+from vlm3d.errors import ConfigError, DataError, TrainingError
+from vlm3d.model.checkpoint import read_training
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.training.tracking import read_metrics
+from vlm3d.training.trainer import Trainer, TrainingRequest, train
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
+    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained))
+
+
+def test_all_phases_end_in_a_checkpoint_that_predicts(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    final = train(TrainingRequest(training_config(pretrained), store, tmp_path / "run"))
+    model = VLM3DMultiTask.from_pretrained(final)
+    found = model.predict(torch.zeros(1, 1, 8, 32, 32))
+    assert found["reports"]
+    note = read_training(final)
+    assert note["status"] == model.training_status == "synthetic"
+    assert note["training_cases"] == {"phantom": 5}
+    metrics = read_metrics(tmp_path / "run")
+    assert {line["phase"] for line in metrics} == {"classification", "localization", "alignment", "joint"}
+    assert any("valid/auroc" in line for line in metrics)
+    assert any("valid/report_loss" in line for line in metrics)
+    assert len(losses(metrics)) == 24
+    assert list((tmp_path / "run" / "samples").glob("*/*.png"))
+
+
+def test_only_the_parts_of_a_phase_change(tmp_path: Path, store: Path, pretrained: dict[str, Any]) -> None:
+    config = training_config(pretrained)
+    final = train(TrainingRequest(config, store, tmp_path / "run", phases=["1.2"]))
+    torch.manual_seed(config.training.seed)
+    start = VLM3DMultiTask(config, load_llm=False).checkpoint_state_dict()
+    end = VLM3DMultiTask.from_pretrained(final).checkpoint_state_dict()
+    changed = {name.split(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"localizer"}
+
+
+def test_the_loss_falls_on_scans_seen_again_and_again(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained, ema_decay=0.0)
+    phase = config.training.phases.classification.model_copy(update={"steps": 60, "lr": 3e-3})
+    phases = config.training.phases.model_copy(update={"classification": phase})
+    config = config.model_copy(update={"training": config.training.model_copy(update={"phases": phases})})
+    train(TrainingRequest(config, store, tmp_path / "run", phases=["1.1"]))
+    told = losses(read_metrics(tmp_path / "run"))
+    assert told[-10:].mean() < 0.7 * told[:5].mean()
+
+
+def test_a_run_killed_in_the_middle_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    train(TrainingRequest(config, store, tmp_path / "whole", phases=["classification", "joint"]))
+    whole = losses(read_metrics(tmp_path / "whole"))
+
+    request_file = tmp_path / "request.json"
+    request_file.write_text(config.model_dump_json(), encoding="utf-8")
+    killed = _train_and_kill(request_file, store, tmp_path / "killed", after_lines=9)
+    assert killed  # it was running when it was killed
+    train(TrainingRequest(config, store, tmp_path / "killed", phases=["classification", "joint"]))
+    again = losses(read_metrics(tmp_path / "killed"))
+    np.testing.assert_allclose(again, whole, atol=1e-6, rtol=0)
+    a = VLM3DMultiTask.from_pretrained(tmp_path / "whole" / "final").fingerprint()
+    b = VLM3DMultiTask.from_pretrained(tmp_path / "killed" / "final").fingerprint()
+    assert a == b
+
+
+def _train_and_kill(request_file: Path, store: Path, run: Path, after_lines: int) -> bool:
+    """Start training in a process of its own and kill it (-9) once it has told so many steps."""
+    code = textwrap.dedent(
+        f"""
+        import json, time
+        from pathlib import Path
+        from vlm3d.config import config_from_dict
+        from vlm3d.training import trainer
+        log = trainer.Trainer._log
+        trainer.Trainer._log = lambda *a: (log(*a), time.sleep(0.2))  # slow enough to be caught in the act
+        config = config_from_dict(json.loads(Path({str(request_file)!r}).read_text()), "test")
+        trainer.train(trainer.TrainingRequest(
+            config, Path({str(store)!r}), Path({str(run)!r}), ["classification", "joint"]))
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "2"})
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(
+            b"\n"
+        ) >= after_lines:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.02)
+    process.kill()
+    return False
+
+
+def test_stopping_at_any_step_and_resuming_changes_nothing(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    phases = ["localization"]
+    train(TrainingRequest(config, store, tmp_path / "whole", phases))
+    for _ in range(3):  # each call leaves a point to resume from every second step
+        train(TrainingRequest(config, store, tmp_path / "parts", phases, stop_after=3))
+    train(TrainingRequest(config, store, tmp_path / "parts", phases))
+    np.testing.assert_allclose(
+        losses(read_metrics(tmp_path / "parts")), losses(read_metrics(tmp_path / "whole")), atol=1e-6, rtol=0
+    )
+
+
+def test_two_processes_learn_what_one_does_with_twice_the_accumulation(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    def of(accumulate: int) -> Config:
+        config = training_config(pretrained)
+        phase = config.training.phases.classification.model_copy(
+            update={"batch_size": 1, "accumulate": accumulate}
+        )
+        phases = config.training.phases.model_copy(update={"classification": phase})
+        classifier = config.model.classifier.model_copy(update={"dropout": 0.0})
+        return config.model_copy(
+            update={
+                "training": config.training.model_copy(update={"phases": phases}),
+                "model": config.model.model_copy(update={"classifier": classifier}),
+            }
+        )
+
+    one = train(TrainingRequest(of(2), store, tmp_path / "one", ["1.1"]))
+    request_file = tmp_path / "request.json"
+    request_file.write_text(of(1).model_dump_json(), encoding="utf-8")
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import json, torch
+            from pathlib import Path
+            torch.set_num_threads(1)
+            from vlm3d.config import config_from_dict
+            from vlm3d.training.trainer import TrainingRequest, train
+            config = config_from_dict(json.loads(Path({str(request_file)!r}).read_text()), "test")
+            train(TrainingRequest(config, Path({str(store)!r}), Path({str(tmp_path / "two")!r}), ["1.1"]))
+            """
+        ),
+        encoding="utf-8",
+    )
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--master-port=29611",
+            str(script),
+        ],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    a = VLM3DMultiTask.from_pretrained(one).checkpoint_state_dict()
+    b = VLM3DMultiTask.from_pretrained(tmp_path / "two" / "final").checkpoint_state_dict()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=0)
+
+
+def test_a_damaged_case_is_named_counted_and_passed_over(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    hurt = tmp_path / "store"
+    shutil.copytree(store, hurt)
+    victim = sorted((hurt / "cases").glob("*"))[0]
+    for array in victim.glob("*.b2nd"):
+        array.write_bytes(array.read_bytes()[:100])
+    train(TrainingRequest(training_config(pretrained), hurt, tmp_path / "run", ["1.1"]))
+    assert victim.name in caplog.text
+    assert read_metrics(tmp_path / "run")[-2]["damaged_cases"] == 1
+    state = json.loads((tmp_path / "run" / "last" / "state.json").read_text(encoding="utf-8"))
+    assert state["damaged"][victim.name] >= 1
+
+
+def test_a_loss_that_is_no_number_stops_with_the_cases(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(TrainingRequest(training_config(pretrained), store, tmp_path / "run", ["1.1"]))
+    with torch.no_grad():
+        trainer.model.classifier.bias[3] = float("nan")
+    with pytest.raises(TrainingError, match=r"classification loss of step 0 .*phantom_\d+"):
+        trainer.run()
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_everything_is_checked_before_the_first_step(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    other = config.model_copy(
+        update={"preprocessing": config.preprocessing.model_copy(update={"spacing_mm": (5.0, 4.0, 4.0)})}
+    )
+    with pytest.raises(ConfigError, match="spacing_mm"):
+        Trainer(TrainingRequest(other, store, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"unknown phase '4'; phases are 1\.1"):
+        Trainer(TrainingRequest(config, store, tmp_path / "run", phases=["4"]))
+    with pytest.raises(DataError, match="no case in the split 'valid'"):
+        Trainer(
+            TrainingRequest(config, phantom_store(tmp_path / "s", config, train=1, valid=0), tmp_path / "r")
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_with_other_settings(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    train(TrainingRequest(training_config(pretrained), store, tmp_path / "run", ["1.1"], stop_after=2))
+    with pytest.raises(ConfigError, match=r"another training\.weight_decay"):
+        train(
+            TrainingRequest(training_config(pretrained, weight_decay=0.3), store, tmp_path / "run", ["1.1"])
+        )
