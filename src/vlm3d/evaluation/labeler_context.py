@@ -8,59 +8,62 @@ from typing import Literal
 
 Status = Literal["positive", "negative", "uncertain", "historical"]
 
-_SEEN = (
-    r"(?:observed|detected|seen|found|noted|present|identified|encountered|demonstrated|visuali[sz]ed|evident|"
-    r"available|monitored|watched|selected|distinguished|noticed|appreciated|revealed|remarkable|visible|shown|"
-    r"determined|described|followed|reported|considered|suspected|recogni[sz]ed|discernible|apparent|there)"
-)
-_BE = r"(?:is|are|was|were|has been|have been|had been|can be|could be|be)"
-_ADVERB = r"(?:\w+ly |also |still |now |further |yet )?"
+# Parts of the one pattern below, in re.VERBOSE's spelling, where a space is "[ ]".
+_SEEN = r"""(?:observed|detected|seen|found|noted|present|identified|encountered|demonstrated|visuali[sz]ed|evident|
+    available|monitored|watched|selected|distinguished|noticed|appreciated|revealed|remarkable|visible|shown|determined|
+    described|followed|reported|considered|suspected|recogni[sz]ed|discernible|apparent|there)"""
+_BE = "(?:is|are|was|were|has[ ]been|have[ ]been|had[ ]been|can[ ]be|could[ ]be|be)"
+_ADVERB = r"(?:\w+ly[ ]|also[ ]|still[ ]|now[ ]|further[ ]|yet[ ])?"
+_EARLIER = r"""(?:also[ ])?(?:\w+[ ])?(?:in|on|at)[ ](?:the[ ])?(?:patient's[ ])?
+    (?:previous|prior|old|earlier|former)"""
 
-# "no change in the nodules" denies a change, never the nodules
-_NOT_A_DENIAL = (
-    r"(?:no|not|without|nor)(?: (?:any|a|an|the|obvious|marked|meaningful|major))?(?: (?:statistically )?"
-    r"(?:significant(?:ly)?|notabl[ey]|apparent|newly|new|recent|sensible|serious|evident|clear|definite))?"
-    r" (?:interval |size |dimensional |radiological |numerical )?"
-    r"(?:chang\w*|differ\w*|increas\w*|decreas\w*|progress\w*|regress\w*|alter\w*|grow\w*|enlargement in|interval|"
-    r"develop\w*|newly|only|contrast|completely|optimal\w*|possible|exclude\w*|ruled out|be excluded|be ruled out|"
-    r"be evaluated|be clearly evaluated|evaluated|be differentiated|be distinguished|fully|entirely|known|given|"
-    r"measured|reach\w*|exceed\w*|meet|included|enter|enhance\w*|show(?:ing)? (?:\w+ )?(?:contrast|enhancement|change|"
-    r"difference)|cause|obstruct\w*|need\w*|require\w*|shift\w*|communicat\w*)"
-)
-_SKIP, _BE_, _SEEN_, _ADVERB_ = (part.replace(" ", "[ ]") for part in (_NOT_A_DENIAL, _BE, _SEEN, _ADVERB))
+# "no change in the nodules" denies a change, never the nodules; "seen in the previous examination" is no sighting of today
+_DENIES_NOTHING = rf"""
+    (?:no|not|without|nor)
+      (?:[ ](?:any|a|an|the|obvious|marked|meaningful|major))?
+      (?:[ ](?:statistically[ ])?(?:significant(?:ly)?|notabl[ey]|apparent|newly|new|recent|sensible|serious|evident|
+        clear|definite))?
+      [ ](?:interval[ ]|size[ ]|dimensional[ ]|radiological[ ]|numerical[ ])?
+      (?:chang\w*|differ\w*|increas\w*|decreas\w*|progress\w*|regress\w*|alter\w*|grow\w*|enlargement[ ]in|
+        interval|develop\w*|newly|only|contrast|completely|optimal\w*|possible|exclude\w*|ruled[ ]out|
+        be[ ](?:excluded|ruled[ ]out|clearly[ ]evaluated|evaluated|differentiated|distinguished)|evaluated|fully|
+        entirely|known|given|measured|reach\w*|exceed\w*|meet|included|enter|enhance\w*|cause|obstruct\w*|need\w*|
+        require\w*|shift\w*|communicat\w*|
+        show(?:ing)?[ ](?:\w+[ ])?(?:contrast|enhancement|change|difference))
+  | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ]|not[ ])?
+      (?:observed|seen|detected|described|defined|present|reported|found|noted|known|monitored|identified)[ ]{_EARLIER}
+  | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt
+  | without[ ]pathological | whether[ ]or[ ]not"""
+_EXCEPT = r"""(?:other[ ]than|with[ ]the[ ]exception[ ]of|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|
+    in[ ]addition[ ]to|beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b)"""
+_DENIED_BEFORE_IT = rf"""
+    (?:{_BE}[ ])?(?:not|n't)[ ]{_ADVERB}(?:been[ ])?{_SEEN} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN}
+  | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not(?=[.;]?$) | not[ ]exist\w*
+  | (?:could[ ]not|cannot|can[ ]not)[ ]be[ ](?:\w+ly[ ])?(?:evaluated|assessed|made|examined)
+  | un(?:detected|observed) | :[ ](?:none|absent|negative|no$|no\.)
+  | (?:is|are|was|were|do|does|did)[ ]not[ ](?:appear[ ]|seem[ ]|look[ ]|to[ ]be[ ])*
+    (?:enlarged|dilated|thickened|widened|calcified|remarkable)"""
+_OVER = r"""
+    (?:has|have|had|was|were|is|are)?[ ]?(?:completely|totally|almost[ ]completely|entirely)[ ]
+      (?:regressed|resolved|disappeared|resorbed|resorpt\w*|lost|resected|excised|drained|recovered)
+  | (?:has|have|had)[ ](?:resolved|disappeared|been[ ](?:removed|resected|excised|drained))
+  | (?:was|were)[ ](?:removed|resected|excised) | disappeared | no[ ]longer"""
+_DENIED_AFTER_IT = """no|not|without|free[ ](?:of|from)|absence[ ]of|negative[ ]for|neither|nor|never|lack[ ]of|
+    rather[ ]than|devoid[ ]of|instead[ ]of|ruled?[ ]out|exclude[ds]?"""
+_AFFIRMED = f"""{_BE}[ ]{_ADVERB}(?:{_SEEN}|made|measured|accompanied|located|stable|thought|evaluated|increased)
+  | there[ ](?:is|are|was|were) | consists?[ ]of | attracts?[ ]attention"""
+_NEW_CLAUSE = """but|however|although|whereas|while|though|nevertheless|yet|only
+  | ,[ ](?:and[ ])?(?:a|an|minimal|mild|slight|small|moderate|marked|few|several|some|there)(?=[ ])"""
+
 _CUE = re.compile(
-    rf"""
-    \b(?:
-      (?P<skip> {_SKIP}
-      | (?:(?:which|that|it)[ ])?(?:(?:was|were|is|are|had[ ]been)[ ])?(?:also[ ]|not[ ])?(?:observed|seen|detected|described|
-        defined|present|reported|found|noted|known|monitored|identified)[ ](?:also[ ])?(?:\w+[ ])?(?:in|on|at)[ ]
-        (?:the[ ])?(?:patient's[ ])?(?:previous|prior|old|earlier|former)
-      | non[ ]?specific | lack[ ]of[ ](?:\w+[ ])?contrast | no[ ]longer[ ](?:as|so) | no[ ]doubt | without[ ]pathological | whether[ ]or[ ]not )
-    | (?P<except> (?:other[ ]than|with[ ]the[ ]exception[ ]of|apart[ ]from|except(?:[ ]for)?|aside[ ]from|outside(?:[ ]of)?|in[ ]addition[ ]to|
-        beyond|besides)(?![ ](?:this|that|these|it|them|those|the[ ]described)\b) )
-    | (?P<after> (?:{_BE_}[ ])?(?:not|n't)[ ]{_ADVERB_}(?:been[ ])?{_SEEN_} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN_}
-      | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not$ | not[ ]exist\w*
-      | (?:could[ ]not|cannot|can[ ]not)[ ]be[ ](?:\w+ly[ ])?(?:evaluated|assessed|made|examined)
-      | un(?:detected|observed) | :[ ](?:none|absent|negative|no$|no\.)
-      | (?:is|are|was|were|do|does|did)[ ]not[ ](?:appear[ ]|seem[ ]|look[ ]|to[ ]be[ ])*
-        (?:enlarged|dilated|thickened|widened|calcified|remarkable)
- )
-    | (?P<normal> (?:is|are|was|were|are[ ]all)[ ](?:of[ ])?(?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural) )
-    | (?P<past> (?:has|have|had|was|were|is|are)?[ ]?(?:completely|totally|almost[ ]completely|entirely)[ ]
-        (?:regressed|resolved|disappeared|resorbed|resorpt\w*|lost|resected|excised|drained|recovered)
-      | (?:has|have|had)[ ](?:resolved|disappeared|been[ ](?:removed|resected|excised|drained))
-      | (?:was|were)[ ](?:removed|resected|excised) | disappeared | no[ ]longer )
-    | (?P<before> no|not|without|free[ ](?:of|from)|absence[ ]of|negative[ ]for|neither|nor|never|lack[ ]of|
-        rather[ ]than|devoid[ ]of|instead[ ]of|ruled?[ ]out|exclude[ds]? )
-    | (?P<seen> {_BE_}[ ]{_ADVERB_}(?:{_SEEN_}|made|measured|accompanied|located|stable|thought|evaluated|increased)
-      | there[ ](?:is|are|was|were) | consists?[ ]of | attracts?[ ]attention )
-    | (?P<bare> observed | detected | seen | found )
-    | (?P<stop> but|however|although|whereas|while|though|nevertheless|yet|only
-      | ,[ ](?:and[ ])?(?:a|an|minimal|mild|slight|small|moderate|marked|few|several|some|there)(?=[ ]) )
-    )\b
-    """,
+    rf"""\b(?: (?P<skip>{_DENIES_NOTHING}) | (?P<except>{_EXCEPT}) | (?P<after>{_DENIED_BEFORE_IT})
+    | (?P<normal>(?:is|are|was|were|are[ ]all)[ ](?:of[ ])?(?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural))
+    | (?P<past>{_OVER}) | (?P<before>{_DENIED_AFTER_IT}) | (?P<seen>{_AFFIRMED})
+    | (?P<bare>observed|detected|seen|found) | (?P<stop>{_NEW_CLAUSE}) )\b""",
     re.VERBOSE,
 )
+"""Named by what stands where: ``before`` denies what follows it, ``after`` what precedes it."""
+
 _CUT = re.compile(r"[,:]| and ")
 _DOUBT = re.compile(
     r"\?|\b(?:suspicious|suspect\w*|may|might|could be|can be|possib\w*|probab\w*|likely|question\w*|"
@@ -102,7 +105,7 @@ class Context:
         return "positive"
 
     def _denied(self, start: int, end: int) -> Status | None:
-        """Negative or historical, where a cue before or after the finding says so."""
+        """Negative or historical, where a cue before, within or after the finding's words says so."""
         open_denial = excepted = seen = False
         for kind, begin, finish in self._cues:
             if finish > start:
