@@ -37,6 +37,7 @@ from vlm3d.datasets.store import (
     write_failed,
     write_manifest,
 )
+from vlm3d.datasets.synthetic_reports import with_synthetic_report
 from vlm3d.datasets.workers import KILLED, Backend, each_finished, require_ray
 from vlm3d.errors import DataError, MissingExtraError, OutputError, VLM3DError
 from vlm3d.io import write_atomically
@@ -157,7 +158,6 @@ def prepare_case(case: Case, job: _Job) -> PreparedCase | str:
 
 def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[Any]]]:
     data = case.load()
-    described = case.described_by(data)
     preprocessor = Preprocessor(job.config, threads=job.threads)
     regions = _regions(data.volume, data.regions, job.anatomy)
     scan = preprocessor.apply_hu(data.volume, regions)
@@ -173,6 +173,7 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         voxels[key] = int(np.count_nonzero(found_DHW))
         if voxels[key]:
             bits_DHW |= found_DHW.view(np.uint8) << LESION_KEYS.index(key)
+    described = with_synthetic_report(case, data, regions)
     affine = scan.geometry.model_affine
     prepared = PreparedCase(
         case_id=case.case_id,
