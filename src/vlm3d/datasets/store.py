@@ -367,7 +367,7 @@ def read_failed(store: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return {line["case_id"]: line["reason"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged; delete it and run vlm3d prepare again") from error
@@ -393,10 +393,10 @@ def compressed(array_DHW: NDArray[Any], threads: int = 1) -> bytes:
         "blocks": tuple(min(side, size) for side, size in zip(BLOCK_DHW, array_DHW.shape, strict=True)),
         "cparams": blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=threads),
     }
-    if not array_DHW.any():
-        frame: bytes = blosc2.zeros(array_DHW.shape, array_DHW.dtype, **layout).to_cframe()
-        return frame
-    stored = blosc2.empty(array_DHW.shape, array_DHW.dtype, contiguous=True, **layout)
-    stored[...] = array_DHW  # one call, where asarray would walk through the chunks in Python
-    frame = stored.to_cframe()
+    if array_DHW.any():
+        stored = blosc2.empty(array_DHW.shape, array_DHW.dtype, contiguous=True, **layout)
+        stored[...] = array_DHW  # one call, where asarray would walk through the chunks in Python
+    else:
+        stored = blosc2.zeros(array_DHW.shape, array_DHW.dtype, **layout)
+    frame: bytes = stored.to_cframe()
     return frame

@@ -84,7 +84,7 @@ def _in_processes(
     while left:
         places = list(left)
         try:
-            with _process_pool(workers) as pool:
+            with _process_pool(work, workers) as pool:
                 for place, result in _by_place(work, [left[p] for p in places], pool, workers):
                     yield left.pop(places[place]), result
         except _WorkerDied as died:
@@ -96,7 +96,7 @@ def _in_processes(
 def _alone(work: Callable[[Item], Result], item: Item) -> Result | Killed:
     """Work on one item in a process of its own, so that it can take no other with it."""
     try:
-        with _process_pool(1) as pool:
+        with _process_pool(work, 1) as pool:
             return pool.submit(work, item).result()
     except BrokenProcessPool:
         return KILLED
@@ -131,10 +131,16 @@ def _by_place(
             future.cancel()
 
 
-def _process_pool(workers: int) -> Executor:
-    # not forked from here: threads of torch and blosc2 do not survive a fork
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker)
+def _process_pool(work: Callable[..., Any], workers: int) -> Executor:
+    """Processes that are forked from a server of their own, which imports the work's module once for all.
+
+    Not from here: threads of torch do not survive a fork.
+    """
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:
+        context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker)
 
 
 def _start_worker() -> None:

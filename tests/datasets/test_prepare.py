@@ -1,0 +1,366 @@
+"""Preparing: every case ends in the store or in the list of failures, whatever happens on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support import small_cases as made
+from support.small_cases import GRID, SHAPE, ball, case, small_cases, small_data
+from vlm3d import cli
+from vlm3d.config import PreprocessingConfig
+from vlm3d.datasets import prepare as prepare_module
+from vlm3d.datasets import workers as workers_module
+from vlm3d.datasets.prepare import PrepareSummary, Progress, prepare
+from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import ConfigError, DataError, MissingExtraError, OutputError
+from vlm3d.labels import LESION_KEYS
+from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
+from vlm3d.preprocessing.masks import filled_box
+from vlm3d.preprocessing.preprocessor import Preprocessor
+from vlm3d.volume import RegionMap, Volume
+
+NODULE = 1 << LESION_KEYS.index("lung_nodule")
+
+
+def here(cases: Any, out: Path, **options: Any) -> PrepareSummary:
+    return prepare(cases, out, GRID, **{"anatomy": "given", "workers": 1, **options})
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_store_gives_what_the_preprocessor_gives(tmp_path: Path) -> None:
+    here(small_cases(1), tmp_path / "s")
+    arrays = PreparedDataset(tmp_path / "s").read(0)
+    data = small_data()
+    scan = Preprocessor(GRID).apply(data.volume, data.regions)
+    intensity = window_in_place(arrays.hu_DHW.astype(np.float32), GRID.hu_window)
+    np.testing.assert_allclose(intensity, scan.intensity_DHW, atol=0.5 / 1000 + 1e-6)
+    np.testing.assert_array_equal(arrays.regions_DHW, scan.regions_DHW)
+
+
+@pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0), (-160.0, 240.0)])
+def test_padding_is_outside_in_every_window(window: tuple[float, float]) -> None:
+    config = GRID.model_copy(update={"hu_window": window, "fixed_shape": True})
+    scan = Preprocessor(config).apply_hu(small_data().volume)
+    assert scan.geometry.content_DHW[2][0] > 0
+    corner = scan.hu_DHW[0, 0, :1].astype(np.float32)
+    assert window_in_place(corner, window)[0] == OUTSIDE_VALUE
+
+
+def test_metal_is_cut_to_twelve_bits() -> None:
+    volume = small_data().volume
+    bright = volume.with_voxels(np.full(SHAPE, 20_000, np.int16))
+    assert Preprocessor(GRID).apply_hu(bright).hu_DHW.max() == 3071
+
+
+def test_the_manifest_says_what_case_and_data_say(tmp_path: Path) -> None:
+    here(small_cases(1), tmp_path / "s")
+    found = PreparedDataset(tmp_path / "s").cases[0]
+    assert (found.patient_id, found.source, found.split) == ("p_case_0", "npz", "train")
+    assert found.report == "Report of 0."
+    assert found.known_lesions == ("consolidation", "lung_nodule")
+    assert found.lesion_voxels["consolidation"] == 0
+    assert found.regions_method == "file"
+    assert "a note" in found.notes
+    bits = PreparedDataset(tmp_path / "s").read(0).lesion_bits_DHW
+    assert int(np.count_nonzero(bits & NODULE)) == found.lesion_voxels["lung_nodule"] > 0
+    assert set(np.unique(bits)) == {0, NODULE}
+
+
+def test_a_mask_lies_where_the_scan_shows_it() -> None:
+    """Scan and mask with the same ball, on axes of their own, still cover each other on the model's grid."""
+    data = small_data()
+    mask_DHW = ball(SHAPE, (25, 12, 30), 7)
+    volume = data.volume.with_voxels(np.where(mask_DHW, 1000, -1000).astype(np.int16))
+    preprocessor = Preprocessor(GRID)
+    scan = preprocessor.apply_hu(volume)
+    found = preprocessor.apply_masks({"lung_nodule": mask_DHW}, scan.geometry)["lung_nodule"]
+    bright = scan.hu_DHW > 0
+    assert 2 * (found & bright).sum() / (found.sum() + bright.sum()) > 0.95
+    ml = mask_DHW.sum() * np.prod(volume.spacing_mm)
+    assert found.sum() * np.prod(scan.geometry.model_spacing_mm) == pytest.approx(ml, rel=0.08)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.tuples(*[st.integers(1, size - 2) for size in SHAPE]), st.sampled_from([0.0, 1.0, 1.5]))
+def test_a_lesion_of_a_few_voxels_survives_a_coarse_grid(center: tuple[int, int, int], radius: float) -> None:
+    config = PreprocessingConfig(spacing_mm=(6.0, 5.0, 5.0), max_shape=(32, 32, 32), crop="center")
+    preprocessor = Preprocessor(config)
+    geometry = preprocessor.plan(small_data().volume, None)
+    mask_DHW = ball(SHAPE, center, radius)
+    found = preprocessor.apply_masks({"x": mask_DHW}, geometry)["x"]
+    assert 1 <= found.sum() <= 8
+    middle = preprocessor.invert_labels(found.astype(np.uint8), geometry)
+    nearest = np.abs(np.argwhere(middle) - center).max(axis=1).min()
+    assert nearest <= 2
+
+
+def test_two_small_lesions_side_by_side_both_survive() -> None:
+    config = PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0), max_shape=(32, 32, 32), crop="center")
+    preprocessor = Preprocessor(config)
+    geometry = preprocessor.plan(small_data().volume, None)
+    mask_DHW = ball(SHAPE, (20, 10, 10), 0.5) | ball(SHAPE, (20, 18, 10), 0.5) | ball(SHAPE, (20, 26, 30), 5)
+    found = preprocessor.apply_masks({"x": mask_DHW}, geometry)["x"]
+    from scipy import ndimage
+
+    assert ndimage.label(found, np.ones((3, 3, 3)))[1] == 3
+
+
+def test_an_empty_mask_and_one_beyond_the_view_are_empty() -> None:
+    config = PreprocessingConfig(spacing_mm=(1.5, 1.5, 1.5), max_shape=(8, 16, 16), crop="center")
+    preprocessor = Preprocessor(config)
+    geometry = preprocessor.plan(small_data().volume, None)
+    masks = {"none": np.zeros(SHAPE, bool), "far": ball(SHAPE, (1, 1, 1), 1)}
+    assert not any(mask.any() for mask in preprocessor.apply_masks(masks, geometry).values())
+    assert filled_box(masks["none"]) is None
+    assert filled_box(masks["far"]) == (slice(0, 3), slice(0, 3), slice(0, 3))
+
+
+def test_a_second_run_keeps_what_is_there_and_reads_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    first = here(small_cases(3, log), tmp_path / "s")
+    before = tree(tmp_path / "s")
+    second = here(small_cases(3, log), tmp_path / "s")
+    assert (first.done, first.kept, second.done, second.kept) == (3, 0, 0, 3)
+    assert len(log.read_text(encoding="utf-8").split()) == 3
+    assert tree(tmp_path / "s") == before
+
+
+def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
+    events: list[Progress] = []
+    here(small_cases(4), tmp_path / "one")
+    summary = here(small_cases(4), tmp_path / "two", workers=2, progress=events.append)
+    assert summary.done == 4
+    assert [event.finished for event in events] == [1, 2, 3, 4]
+    assert {event.case_id for event in events} == {f"case_{i}" for i in range(4)}
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_a_failing_case_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    cases = [
+        case("broken", made.load_broken),
+        case("bug", made.load_with_bug),
+        case("mask", made.load_with_wrong_mask),
+        *small_cases(1),
+    ]
+    summary = here(cases, tmp_path / "s")
+    assert summary.done == 1
+    assert summary.failed["broken"] == "scan.nii.gz is constant: there is no image in it."
+    assert summary.failed["bug"].startswith("KeyError")
+    assert "4 x 4 x 4" in summary.failed["mask"]
+    lines = [json.loads(line) for line in (tmp_path / "s" / "failed.jsonl").read_text("utf-8").splitlines()]
+    assert {line["case_id"]: line["reason"] for line in lines} == summary.failed
+    assert [c.case_id for c in PreparedDataset(tmp_path / "s").cases] == ["case_0"]
+    mended = here([case("broken", partial(made.load_small, 5))], tmp_path / "s")
+    assert mended.done == 1
+    assert "broken" not in (tmp_path / "s" / "failed.jsonl").read_text("utf-8")
+    assert "bug" in (tmp_path / "s" / "failed.jsonl").read_text("utf-8")
+
+
+def test_a_killed_process_costs_one_case(tmp_path: Path) -> None:
+    cases = [*small_cases(3), case("deadly", made.load_and_die)]
+    summary = here(cases, tmp_path / "s", workers=2)
+    assert summary.done == 3
+    assert list(summary.failed) == ["deadly"]
+    assert "was killed" in summary.failed["deadly"]
+
+
+SLOW_RUN = """
+import sys
+from pathlib import Path
+from support.small_cases import GRID, small_cases
+from vlm3d.datasets.prepare import prepare
+prepare(small_cases(6, Path(sys.argv[2]), 0.15), sys.argv[1], GRID, anatomy="given", workers=1)
+"""
+
+
+def test_a_run_killed_midway_goes_on_to_the_same_store(tmp_path: Path) -> None:
+    out, log = tmp_path / "s", tmp_path / "log"
+    paths = os.pathsep.join([str(Path(made.__file__).parents[1]), *sys.path])
+    run = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(out), str(log)], env={**os.environ, "PYTHONPATH": paths}
+    )
+    patience = time.monotonic() + 120
+    while not log.exists() or len(log.read_text(encoding="utf-8").split()) < 3:
+        assert run.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    (out / "cases" / ".case_9.half").mkdir()
+    summary = here(small_cases(6, log), out)
+    assert summary.kept >= 2
+    assert summary.done + summary.kept == 6
+    here(small_cases(6), tmp_path / "undisturbed")
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+def test_a_half_written_case_and_a_lost_manifest_are_made_good(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    here(small_cases(3), out)
+    before = tree(out)
+    path = out / "cases" / "case_1" / "image.b2nd"
+    path.write_bytes(path.read_bytes()[:50])
+    (out / "manifest.jsonl").unlink()
+    summary = here(small_cases(3), out)
+    assert (summary.done, summary.kept) == (1, 2)
+    assert tree(out) == before
+
+
+def test_a_new_split_is_taken_over_without_preparing_again(tmp_path: Path) -> None:
+    out, log = tmp_path / "s", tmp_path / "log"
+    here(small_cases(1), out)
+    moved = here([case("case_0", partial(made.load_small, 0, log), split="valid")], out)
+    assert moved.kept == 1
+    assert not log.exists()
+    (out / "manifest.jsonl").unlink()
+    here([], out)
+    assert PreparedDataset(out, ("valid",)).cases[0].case_id == "case_0"
+
+
+def test_another_case_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    here(small_cases(1), tmp_path / "s")
+    with pytest.raises(DataError, match="holds another case called case_0, from source npz"):
+        here([case("case_0", made.small_data, source="ct_rate")], tmp_path / "s")
+    with pytest.raises(DataError, match="two cases are called"):
+        here([*small_cases(1), case("CASE_0", made.small_data)], tmp_path / "t")
+    with pytest.raises(DataError, match="cannot name a folder"):
+        here([case("../case", made.small_data)], tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+def test_another_fingerprint_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    here([], tmp_path / "s")
+    with pytest.raises(ConfigError, match="anatomy given instead of none"):
+        here(small_cases(1, log), tmp_path / "s", anatomy="none")
+    assert not log.exists()
+
+
+def test_two_runs_do_not_write_one_store(tmp_path: Path) -> None:
+    here([], tmp_path / "s")
+    with (tmp_path / "s" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another process"):
+            here(small_cases(1), tmp_path / "s")
+
+
+def test_a_store_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(prepare_module, "write_case", full)
+    with pytest.raises(OutputError, match="no room"):
+        here(small_cases(3, log), tmp_path / "s")
+    assert len(log.read_text(encoding="utf-8").split()) == 1
+
+
+@pytest.mark.parametrize(
+    ("anatomy", "given_too", "wanted"),
+    [
+        ("auto", True, "file"),
+        ("auto", False, "classical"),
+        ("given", True, "file"),
+        ("given", False, None),
+        ("classical", True, "classical"),
+        ("none", True, None),
+    ],
+)
+def test_regions_come_from_where_they_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anatomy: str, given_too: bool, wanted: str | None
+) -> None:
+    def segment(volume: Volume) -> RegionMap:
+        return RegionMap(np.full(volume.shape_DHW, 7, np.uint8), volume.affine, "classical")
+
+    monkeypatch.setattr(prepare_module, "segment_anatomy", segment)
+    load = made.small_data if given_too else partial(without_regions)
+    here([case("a", load)], tmp_path / "s", anatomy=anatomy)
+    dataset = PreparedDataset(tmp_path / "s")
+    assert dataset.cases[0].regions_method == wanted
+    regions_DHW = dataset.read(0).regions_DHW
+    assert (regions_DHW == 7).any() == (wanted is not None)
+    assert (regions_DHW == 8).any() == (wanted == "file")
+
+
+def without_regions() -> Any:
+    data = small_data()
+    return type(data)(data.volume)
+
+
+def test_ray_that_is_missing_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"ray is needed to prepare.*vlm3d\[ray\]"):
+        here(small_cases(1), tmp_path / "s", backend="ray")
+    assert not (tmp_path / "s").exists()
+
+
+def test_ray_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the few calls of Ray that are used."""
+    started: list[dict[str, Any]] = []
+
+    def remote(function: Any) -> Any:
+        def submit(*arguments: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_result(function(*arguments))
+            return SimpleNamespace(future=lambda: future)
+
+        return SimpleNamespace(remote=submit)
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **k: started.append(k), remote=remote)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert workers_module.require_ray() is fake
+    cases = [*small_cases(3), case("broken", made.load_broken)]
+    summary = here(cases, tmp_path / "ray", backend="ray")
+    assert (summary.done, list(summary.failed)) == (3, ["broken"])
+    here(cases, tmp_path / "local")
+    assert len(started) == 1
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vlm3d", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_the_command_prepares_and_counts_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [*small_cases(2), case("broken", made.load_broken)]
+    monkeypatch.setattr("vlm3d.datasets.sources.find_cases", lambda sources: cases[: len(sources)])
+    out = str(tmp_path / "s")
+    options = ("--out", out, "--anatomy", "none", "--jobs", "1")
+    assert run_cli(monkeypatch, "prepare", "x", "y", *options) == 0
+    assert "2 prepared, 0 kept, 0 failed" in capsys.readouterr().out
+    assert run_cli(monkeypatch, "prepare", "x", "y", "z", *options) == DataError.exit_code == 3
+    printed = capsys.readouterr()
+    assert "0 prepared, 2 kept, 1 failed" in printed.out
+    assert "broken: scan.nii.gz is constant: there is no image in it." in printed.err
+    assert "1 of 3 cases failed" in printed.err
+    assert "Traceback" not in printed.err
+    assert run_cli(monkeypatch, "prepare", "x", "--out", out, "--anatomy", "magic") == ConfigError.exit_code
+    assert run_cli(monkeypatch, "prepare", "x", "--out", out, "--anatomy", "given") == ConfigError.exit_code
+    assert "wanted is" in capsys.readouterr().err
