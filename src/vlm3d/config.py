@@ -169,7 +169,7 @@ class LossConfig(Section):
     attention_weight: float = Field(
         0.1,
         ge=0,
-        description="Weight of looking where a disease's lesion mask is, within classification; 0 leaves it free.",
+        description="Weight of looking where a disease is known to be, within classification; 0 leaves it free.",
     )
 
 

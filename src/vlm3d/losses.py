@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.config import LossConfig
-from vlm3d.labels import LESION_KEYS, TASKS, first_diseases, first_lesions
+from vlm3d.labels import TASKS, first_lesions
 
 
 def classification_loss(
@@ -78,30 +78,21 @@ def text_alignment_loss(
     return -(share * log_probability).sum() / share.sum().clamp(min=1e-6)
 
 
-def attention_guidance_loss(
-    attention_BKN: Tensor, mask_BLZYX: Tensor, disease_of_lesion: Sequence[int | None], labels_BK: Tensor
-) -> Tensor:
-    """A classifier that calls a disease must have looked at its lesion.
+def attention_guidance_loss(attention_BKN: Tensor, guidance_BKZYX: Tensor, labels_BK: Tensor) -> Tensor:
+    """A classifier that calls a disease must have looked where it is.
 
-    ``-log`` of the attention that falls on patches which the disease's lesions touch, over positive cases whose masks are
-    known; a case or disease without a mask says nothing.
+    ``-log`` of the attention that falls on the patches in which a disease can be seen, averaged over positive labels
+    whose place is known; the others say nothing.
 
     Args:
         attention_BKN: Attention of each disease over the patches; rows sum to at most 1.
-        mask_BLZYX: Share of each patch that a known lesion covers, on the grid of the patches; 0 where unknown.
-        disease_of_lesion: Index of the disease that each lesion shows, or None.
+        guidance_BKZYX: True where a patch shows the disease; False throughout where its place is not known.
         labels_BK: 0, 1, or NaN where unknown.
     """
-    touched_BLN = mask_BLZYX.flatten(2) > 0
-    terms = []
-    for disease in sorted({index for index in disease_of_lesion if index is not None}):
-        lesions = [place for place, index in enumerate(disease_of_lesion) if index == disease]
-        touched_BN = touched_BLN[:, lesions].any(dim=1)
-        seen_B = (attention_BKN[:, disease].float() * touched_BN).sum(dim=-1)
-        counts_B = touched_BN.any(dim=-1) & (labels_BK[:, disease] > 0.5)
-        terms.append(-torch.log(seen_B + 1e-6)[counts_B])
-    losses = torch.cat(terms) if terms else attention_BKN.new_zeros(0)
-    return losses.mean() if losses.numel() else (attention_BKN.sum() * 0.0)
+    shown_BKN = guidance_BKZYX.flatten(2)
+    seen_BK = (attention_BKN.float() * shown_BKN).sum(dim=-1)
+    counts_BK = shown_BKN.any(dim=-1) & (labels_BK > 0.5)
+    return -(torch.log(seen_BK + 1e-6) * counts_BK).sum() / counts_BK.sum().clamp(min=1)
 
 
 def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[Tensor]) -> Tensor:
@@ -166,7 +157,7 @@ class MultiTaskLoss(nn.Module):
         class_weights: (K,), see `classification_loss`.
         text_alignment_weight: Of `text_alignment_loss` within localization.
         consistency_weight: Of `scale_consistency_loss` within localization.
-        attention_weight: Of `attention_guidance_loss` within classification, where lesion masks are known.
+        attention_weight: Of `attention_guidance_loss` within classification, where places are known.
     """
 
     def __init__(
@@ -210,8 +201,8 @@ class MultiTaskLoss(nn.Module):
         Args:
             outputs: What `VLM3DMultiTask.forward` returned; only tasks that were run are in it.
             batch: ``disease_labels`` (B, K); ``lesion_masks`` (see `stack_lesion_masks`) on the grid of the mask logits;
-                ``scan_lesion_masks``, the same on the whole scan's grid, where masks were drawn in a box of it. The report
-                loss is already in the outputs, since the language model computes it.
+                ``guidance`` (B, K, Z, Y, X), see `attention_guidance_loss`. The report loss is already in the outputs: the
+                language model computes it.
 
         Returns:
             ``total`` and one entry a task that was run (unweighted), all scalars.
@@ -232,18 +223,12 @@ class MultiTaskLoss(nn.Module):
         loss = classification_loss(
             output["logits"], labels, focal_gamma=self.focal_gamma, class_weights_K=self.class_weights
         )
-        masks = batch.get("scan_lesion_masks", batch.get("lesion_masks"))
-        if not self.attention_weight or masks is None or outputs.get("features") is None:
+        guidance = batch.get("guidance")
+        if not self.attention_weight or guidance is None:
             return loss
-        features = outputs["features"]
-        count = len(masks) if isinstance(masks, Mapping) else masks.shape[1]
-        mask_BLDHW, known_BL = stack_lesion_masks(masks, max(count, len(LESION_KEYS)))
-        share = F.adaptive_avg_pool3d(mask_BLDHW.float() * known_BL[..., None, None, None], features.grid)
-        attention_BKN = output["attention"][..., features.region_BRC.shape[1] :]
-        diseases = first_diseases(attention_BKN.shape[1])
-        index = {disease.name: place for place, disease in enumerate(diseases)}
-        shown = [index.get(lesion.disease) for lesion in first_lesions(mask_BLDHW.shape[1])]
-        return loss + self.attention_weight * attention_guidance_loss(attention_BKN, share, shown, labels)
+        patches = guidance[0, 0].numel()  # regions come first among what is looked at, then the patches
+        attention_BKN = output["attention"][..., -patches:]
+        return loss + self.attention_weight * attention_guidance_loss(attention_BKN, guidance, labels)
 
     def _localization(self, output: Mapping[str, Any], lesion_masks: Mapping[str, Tensor] | Tensor) -> Tensor:
         logits = output["mask_logits"]

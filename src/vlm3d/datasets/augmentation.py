@@ -49,7 +49,8 @@ class TrainingSample:
     Attributes:
         hu_DHW: int16 or float32, in HU.
         regions_DHW: uint8 region ids, or None.
-        lesion_bits_DHW: uint8; bit l is lesion l of `vlm3d.labels.LESIONS`.
+        lesion_bits_DHW: uint8; bit l is lesion l of `vlm3d.labels.LESIONS`. Or uint32, with marks of the caller's in the
+            bits from 8 on.
         labels_K: 0, 1 or NaN (unknown), a disease each.
         report: Text, or None.
         case_id: Names the case in logs.
@@ -58,7 +59,7 @@ class TrainingSample:
 
     hu_DHW: NDArray[Any]
     regions_DHW: NDArray[np.uint8] | None
-    lesion_bits_DHW: NDArray[np.uint8]
+    lesion_bits_DHW: NDArray[np.uint8] | NDArray[np.uint32]
     labels_K: NDArray[np.float32]
     report: str | None
     case_id: str
@@ -66,8 +67,11 @@ class TrainingSample:
 
     def __post_init__(self) -> None:
         shape = self.hu_DHW.shape
-        for name, mask in (("regions", self.regions_DHW), ("lesion bits", self.lesion_bits_DHW)):
-            if mask is not None and (mask.shape != shape or mask.dtype != np.uint8):
+        for name, mask, dtypes in (
+            ("regions", self.regions_DHW, (np.uint8,)),
+            ("lesion bits", self.lesion_bits_DHW, (np.uint8, np.uint32)),
+        ):
+            if mask is not None and (mask.shape != shape or mask.dtype not in dtypes):
                 raise ValueError(f"{name} are {mask.dtype} {mask.shape}, the scan needs uint8 {shape}")
         if len(shape) != 3 or self.hu_DHW.dtype not in (np.int16, np.float32):
             raise ValueError(f"a scan is 3D int16 or float32, got {self.hu_DHW.dtype} {shape}")
@@ -240,14 +244,14 @@ class _Coordinates:
             np.add(sampled[0].numpy(), OUTSIDE_HU, out=moved_DHW[slab])
         return moved_DHW
 
-    def nearest(self, mask_DHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def nearest(self, mask_DHW: NDArray[Any]) -> NDArray[Any]:
         """The mask there, from the nearest voxel; 0 beyond the scan."""
         depth, height, width = self.shape_DHW
         rows, columns = np.rint(self.row_HW).astype(np.int64), np.rint(self.column_HW).astype(np.int64)
         beyond_HW = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
         index_HW = np.clip(rows, 0, height - 1) * width + np.clip(columns, 0, width - 1)
         flat_DN = np.ascontiguousarray(mask_DHW).reshape(depth, -1)
-        moved_DHW = np.zeros(self.shape_DHW, np.uint8)
+        moved_DHW = np.zeros(self.shape_DHW, mask_DHW.dtype)
         for moved_HW, source in zip(moved_DHW, np.rint(self.source_D).astype(np.int64).tolist(), strict=True):
             if 0 <= source < depth and flat_DN[source].any():
                 np.take(flat_DN[source], index_HW, out=moved_HW, mode="clip")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlm3d.config import Config, PhaseConfig
 from vlm3d.datasets.augmentation import Augmenter, TrainingSample
+from vlm3d.datasets.guidance import guidance_bits, patch_guidance
 from vlm3d.datasets.prepared import PreparedDataset, lesion_masks
 from vlm3d.errors import DataError
 from vlm3d.labels import first_lesions
@@ -28,6 +29,7 @@ from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
 
 logger = logging.getLogger(__name__)
 
+_LESION_BITS = 8  # of the stored lesions; the marks of guidance follow while a scan is varied
 _TRIES = 50  # damaged scans in a row, after which a store is beyond use
 
 
@@ -40,6 +42,7 @@ class Scan(NamedTuple):
         intensity_DHW: float32 in -1..1.
         regions_DHW: uint8 region ids, or None for a scan shown without its anatomy.
         masks_LDHW: int8: 1 lesion, 0 none, -1 unknown.
+        guidance_KZYX: Patches where each disease can be seen, as far as that is known.
         labels_K: 0, 1 or NaN.
         report: Text, or None.
         box: The patches in which masks are drawn, or None for the whole scan.
@@ -51,6 +54,7 @@ class Scan(NamedTuple):
     intensity_DHW: NDArray[np.float32]
     regions_DHW: NDArray[np.uint8] | None
     masks_LDHW: NDArray[np.int8]
+    guidance_KZYX: NDArray[np.bool_]
     labels_K: NDArray[np.float32]
     report: str | None
     box: PatchBox | None
@@ -66,6 +70,7 @@ class Batch:
         intensity_B1DHW: float32 in -1..1.
         regions_BDHW: uint8; a scan without anatomy is background throughout. None if all are.
         masks_BLDHW: int8: 1 lesion, 0 none, -1 unknown.
+        guidance_BKZYX: bool, patches where each disease can be seen, as far as that is known.
         labels_BK: 0, 1 or NaN.
         reports: Texts; empty where there is none.
         boxes: In patches, one a scan, or None.
@@ -76,6 +81,7 @@ class Batch:
     intensity_B1DHW: Tensor
     regions_BDHW: Tensor | None
     masks_BLDHW: Tensor
+    guidance_BKZYX: Tensor
     labels_BK: Tensor
     reports: list[str]
     boxes: list[PatchBox] | None
@@ -89,6 +95,7 @@ class Batch:
             self.intensity_B1DHW.to(device, non_blocking=True),
             regions,
             self.masks_BLDHW.to(device, non_blocking=True),
+            self.guidance_BKZYX.to(device, non_blocking=True),
             self.labels_BK.to(device, non_blocking=True),
             self.reports,
             self.boxes,
@@ -149,10 +156,12 @@ class ScanStream(Dataset[Scan]):
         if case.labels_K is not None:
             count = min(self.num_diseases, len(case.labels_K))
             labels_K[:count] = case.labels_K[:count]
+        regions_DHW = arrays.regions_DHW if case.regions_method is not None else None
+        marks_DHW = guidance_bits(case, regions_DHW, arrays.lesion_bits_DHW) << np.uint32(_LESION_BITS)
         return TrainingSample(
             arrays.hu_DHW,
-            arrays.regions_DHW if case.regions_method is not None else None,
-            arrays.lesion_bits_DHW,
+            regions_DHW,
+            marks_DHW | arrays.lesion_bits_DHW,
             labels_K,
             case.report,
             case.case_id,
@@ -174,7 +183,12 @@ class ScanStream(Dataset[Scan]):
             sample.case_id,
             intensity_DHW,
             None if hidden else sample.regions_DHW,
-            lesion_masks(sample.lesion_bits_DHW, known, self.lesion_keys),
+            lesion_masks(sample.lesion_bits_DHW.astype(np.uint8), known, self.lesion_keys),
+            patch_guidance(
+                (sample.lesion_bits_DHW >> np.uint32(_LESION_BITS)).astype(np.uint32),
+                self.patch_size,
+                self.num_diseases,
+            ),
             sample.labels_K,
             sample.report,
             self._box(sample, known, rng),
@@ -190,7 +204,7 @@ class ScanStream(Dataset[Scan]):
         over_lesion, where = rng.random() < self.phase.lesion_crops, rng.random(3)
         start = np.floor(where * (grid - size + 1)).astype(int)
         bits = sample.lesion_bits_DHW
-        present = [bit for bit in range(8) if over_lesion and (bits & (1 << bit)).any()]
+        present = [bit for bit in range(_LESION_BITS) if over_lesion and (bits & (1 << bit)).any()]
         if present:
             voxels = np.argwhere(bits & (1 << int(rng.choice(present))))
             center = voxels[rng.integers(len(voxels))] // self.patch_size
@@ -230,10 +244,14 @@ def collate(scans: Sequence[Scan]) -> Batch:
     intensity = np.full((len(scans), 1, *shape), OUTSIDE_VALUE, np.float32)
     regions = np.zeros((len(scans), *shape), np.uint8)
     masks = np.zeros((len(scans), len(scans[0].masks_LDHW), *shape), np.int8)
+    grid = tuple(np.max([scan.guidance_KZYX.shape[1:] for scan in scans], axis=0))
+    guidance = np.zeros((len(scans), len(scans[0].guidance_KZYX), *grid), bool)
     for index, scan in enumerate(scans):
         d, h, w = scan.intensity_DHW.shape
         intensity[index, 0, :d, :h, :w] = scan.intensity_DHW
         masks[index, :, :d, :h, :w] = scan.masks_LDHW
+        z, y, x = scan.guidance_KZYX.shape[1:]
+        guidance[index, :, :z, :y, :x] = scan.guidance_KZYX
         if scan.regions_DHW is not None:
             regions[index, :d, :h, :w] = scan.regions_DHW
     boxes = [scan.box for scan in scans if scan.box is not None]
@@ -242,6 +260,7 @@ def collate(scans: Sequence[Scan]) -> Batch:
         intensity_B1DHW=torch.from_numpy(intensity),
         regions_BDHW=torch.from_numpy(regions) if any(s.regions_DHW is not None for s in scans) else None,
         masks_BLDHW=torch.from_numpy(masks),
+        guidance_BKZYX=torch.from_numpy(guidance),
         labels_BK=torch.from_numpy(np.stack([scan.labels_K for scan in scans])),
         reports=[scan.report or "" for scan in scans],
         boxes=_of_one_size(boxes) if boxes else None,

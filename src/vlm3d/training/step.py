@@ -75,7 +75,7 @@ class TrainingStep(nn.Module):
         targets = {
             "disease_labels": batch.labels_BK,
             "lesion_masks": masks,
-            "scan_lesion_masks": batch.masks_BLDHW,
+            "guidance": batch.guidance_BKZYX,
         }
         return self.loss(outputs, targets)
 
