@@ -321,6 +321,41 @@ def prepare(
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="tiny, small, medium, large or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as training.seed=3.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Store of vlm3d prepare.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run's folder; an unfinished run there goes on.")
+    ] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option(help="1.1, 1.2, 1.3 or 2; repeatable; all if not given.")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint to start from instead of random weights.")
+    ] = None,
+) -> None:
+    """Train a model on a prepared store; goes on where an earlier run stopped."""
+    import logging
+
+    from vlm3d.config import load_config
+    from vlm3d.training.trainer import TrainingRequest
+    from vlm3d.training.trainer import train as train_model
+
+    settings = load_config(config, overrides or ())
+    if data is None or out is None:
+        raise _usage("training needs --data, the store of vlm3d prepare, and --out, the run's folder")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    final = train_model(TrainingRequest(settings, data, out, phase, start_from))
+    typer.echo(f"{final}: vlm3d predict SCAN --checkpoint {final}")
+
+
+@app.command()
 def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -> None:
     """List the series of a DICOM folder, numbered as --series takes them."""
     from vlm3d.io import list_series

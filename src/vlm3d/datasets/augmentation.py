@@ -59,7 +59,7 @@ class TrainingSample:
 
     hu_DHW: NDArray[Any]
     regions_DHW: NDArray[np.uint8] | None
-    lesion_bits_DHW: NDArray[np.uint8] | NDArray[np.uint32]
+    lesion_bits_DHW: NDArray[Any]
     labels_K: NDArray[np.float32]
     report: str | None
     case_id: str
@@ -333,7 +333,7 @@ def _scale_hu(hu_DHW: NDArray[np.float32], gamma: float, factor: float, shift_hu
 
 def _cut_out(
     hu_DHW: NDArray[np.float32],
-    lesion_bits_DHW: NDArray[np.uint8],
+    lesion_bits_DHW: NDArray[Any],
     longest_mm: float,
     spacing_mm: tuple[float, float, float],
     rng: np.random.Generator,
