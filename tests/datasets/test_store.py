@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets import store
-from vlm3d.datasets.store import Fingerprint, PreparedCase
+from vlm3d.datasets.fingerprint import Fingerprint, open_store, read_fingerprint
+from vlm3d.datasets.store import PreparedCase
 from vlm3d.errors import ConfigError, DataError, OutputError
 
 ALIKE = Fingerprint(PreprocessingConfig(), "auto")
@@ -94,7 +95,7 @@ def test_chunks_hold_small_crops_and_empty_masks_take_no_room() -> None:
 
 
 def test_a_case_is_written_with_checksums_that_hold(tmp_path: Path) -> None:
-    store.open_store(tmp_path / "s", ALIKE)
+    open_store(tmp_path / "s", ALIKE)
     written = store.write_case(tmp_path / "s", prepared(), arrays())
     folder = tmp_path / "s" / "cases" / "a"
     assert store.read_case(folder) is not None
@@ -108,7 +109,7 @@ def test_a_case_is_written_with_checksums_that_hold(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["image.b2nd", "regions.b2nd", "lesions.b2nd", "case.json"])
 def test_a_case_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
-    store.open_store(tmp_path / "s", ALIKE)
+    open_store(tmp_path / "s", ALIKE)
     store.write_case(tmp_path / "s", prepared(), arrays())
     folder = tmp_path / "s" / "cases" / "a"
     (folder / name).unlink()
@@ -140,17 +141,17 @@ def test_failures_keep_reasons_with_any_character(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_tells_settings_apart_and_survives_the_disk(tmp_path: Path) -> None:
-    store.open_store(tmp_path / "s", ALIKE)
-    assert store.read_fingerprint(tmp_path / "s").sha256 == ALIKE.sha256
+    open_store(tmp_path / "s", ALIKE)
+    assert read_fingerprint(tmp_path / "s").sha256 == ALIKE.sha256
     other = Fingerprint(PreprocessingConfig(spacing_mm=(3.0, 1.5, 1.5)), "auto")
     with pytest.raises(ConfigError) as caught:
-        store.open_store(tmp_path / "s", other)
+        open_store(tmp_path / "s", other)
     message = str(caught.value)
     assert ALIKE.sha256[:12] in message
     assert other.sha256[:12] in message
     assert "spacing_mm" in message
     with pytest.raises(ConfigError, match="anatomy auto instead of none"):
-        store.open_store(tmp_path / "s", dataclasses.replace(ALIKE, anatomy="none"))
+        open_store(tmp_path / "s", dataclasses.replace(ALIKE, anatomy="none"))
 
 
 @pytest.mark.parametrize(
@@ -168,15 +169,15 @@ def test_a_foreign_or_edited_fingerprint_is_refused(
     values = {**json.loads(ALIKE.to_json()), **change}
     (tmp_path / "fingerprint.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(DataError, match=words):
-        store.read_fingerprint(tmp_path)
+        read_fingerprint(tmp_path)
 
 
 def test_a_folder_of_something_else_is_neither_read_nor_written(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="is no store"):
-        store.read_fingerprint(tmp_path)
+        read_fingerprint(tmp_path)
     with pytest.raises(OutputError, match="is no store"):
-        store.open_store(tmp_path, ALIKE)
+        open_store(tmp_path, ALIKE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

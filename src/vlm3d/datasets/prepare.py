@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets.case import Case
+from vlm3d.datasets.fingerprint import AnatomyMode, Fingerprint, open_store
 from vlm3d.datasets.store import (
     CASE,
     CASES,
     MANIFEST,
-    AnatomyMode,
-    Fingerprint,
     PreparedCase,
     check_case_id,
-    open_store,
     read_case,
     read_failed,
     write_case,

@@ -11,19 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.config import PreprocessingConfig
+from vlm3d.datasets.fingerprint import AnatomyMode, Fingerprint, read_fingerprint, refuse_other
 from vlm3d.datasets.store import (
     ARRAYS,
     CASES,
-    AnatomyMode,
     Box,
-    Fingerprint,
     PreparedCase,
     array_path,
     missing_bytes,
     read_array,
-    read_fingerprint,
     read_manifest,
-    refuse_other,
     wrong_checksum,
 )
 from vlm3d.errors import DataError
