@@ -12,6 +12,7 @@ from vlm3d.losses import (
     GradNorm,
     MultiTaskLoss,
     TaskSampler,
+    attention_guidance_loss,
     classification_loss,
     dice_bce_loss,
     scale_consistency_loss,
@@ -150,3 +151,17 @@ def test_task_sampler_is_reproducible_and_never_empty() -> None:
     assert 0.1 < share < 0.35
     with pytest.raises(ValueError, match="probabilities"):
         TaskSampler({"detection": 1.0})
+
+
+def test_looking_away_from_a_known_place_costs_and_unknown_places_cost_nothing() -> None:
+    guidance = torch.zeros(2, 3, 1, 2, 2, dtype=torch.bool)
+    guidance[0, 1, 0, 1, 1] = True
+    labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, float("nan"), 1.0]])
+    attention = torch.full((2, 3, 4), 0.1)
+    attention[0, 1] = torch.tensor([0.1, 0.1, 0.1, 0.5])
+    loss = attention_guidance_loss(attention, guidance, labels)
+    torch.testing.assert_close(loss, -torch.log(torch.tensor(0.5 + 1e-6)))
+    guidance[0, 1] = False
+    assert float(attention_guidance_loss(attention, guidance, labels)) == 0.0
+    guidance[0, 2, 0, 0, 0] = True  # a negative label is not looked for
+    assert float(attention_guidance_loss(attention, guidance, labels)) == 0.0

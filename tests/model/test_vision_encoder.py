@@ -124,3 +124,31 @@ def test_the_large_encoder_has_88_million_parameters() -> None:
         encoder = ThreeDVisionEncoder(load_config("large").model.vision)
     count = sum(parameter.numel() for parameter in encoder.parameters())
     assert abs(count / 88e6 - 1) < 0.03
+
+
+def test_a_convolutional_stem_gives_the_same_grid_and_trains() -> None:
+    config = VisionConfig(
+        embed_dim=32, depth=1, num_heads=2, region_dim=16, stem_channels=4, position_grid=(4, 3, 3)
+    )
+    torch.manual_seed(0)
+    encoder = ThreeDVisionEncoder(config)
+    volume = torch.randn(2, 1, 10, 40, 33).clamp(-1, 1)
+    features = encoder(volume)
+    assert features.grid == (3, 3, 3)
+    assert features.patch_BNC.shape == (2, 27, 32)
+    features.patch_BNC.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in encoder.patch_embedding.parameters())
+
+
+def test_features_within_boxes_are_those_of_their_patches() -> None:
+    encoder = ThreeDVisionEncoder(
+        VisionConfig(embed_dim=32, depth=1, num_heads=2, region_dim=16, position_grid=(4, 3, 3))
+    )
+    features = encoder(torch.randn(2, 1, 16, 48, 64).clamp(-1, 1))
+    boxes = [((0, 2), (1, 3), (0, 1)), ((2, 4), (0, 2), (3, 4))]
+    cut = features.within(boxes)
+    assert cut.grid == (2, 2, 1)
+    whole = features.patch_BNC.unflatten(1, features.grid)
+    for index, (z, y, x) in enumerate(boxes):
+        expected = whole[index, z[0] : z[1], y[0] : y[1], x[0] : x[1]].flatten(0, 2)
+        torch.testing.assert_close(cut.patch_BNC[index], expected)
