@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from vlm3d.losses import (
     GradNorm,
     MultiTaskLoss,
-    TaskSampler,
     attention_guidance_loss,
     classification_loss,
     dice_bce_loss,
@@ -140,17 +139,6 @@ def test_gradnorm_raises_the_weak_task_and_keeps_the_sum() -> None:
     assert weights["classification"] > 1 > weights["localization"]
     assert math.isclose(weights["classification"] + weights["localization"], 2.0, rel_tol=1e-5)
     assert weights["generation"] == 1.0
-
-
-def test_task_sampler_is_reproducible_and_never_empty() -> None:
-    draws = [TaskSampler({"classification": 0.9, "generation": 0.2}, seed=4) for _ in range(2)]
-    sequences = [[sampler.sample() for _ in range(200)] for sampler in draws]
-    assert sequences[0] == sequences[1]
-    assert all(sequences[0])
-    share = sum("generation" in tasks for tasks in sequences[0]) / 200
-    assert 0.1 < share < 0.35
-    with pytest.raises(ValueError, match="probabilities"):
-        TaskSampler({"detection": 1.0})
 
 
 def test_looking_away_from_a_known_place_costs_and_unknown_places_cost_nothing() -> None:

@@ -306,31 +306,3 @@ class GradNorm(nn.Module):
         gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
         return torch.stack(squares).sum().sqrt() if squares else self.weights.new_zeros(())
-
-
-class TaskSampler:
-    """Draws which tasks a step runs, so that costly tasks can be run less often.
-
-    Args:
-        probabilities: Task -> chance a step, in (0, 1]; a task that is not named never runs.
-        seed: Makes the sequence reproducible.
-    """
-
-    def __init__(self, probabilities: Mapping[str, float], seed: int = 0) -> None:
-        foreign = set(probabilities) - set(TASKS)
-        if foreign or not probabilities or not all(0 < p <= 1 for p in probabilities.values()):
-            raise ValueError(
-                f"task probabilities are in (0, 1] for {', '.join(TASKS)}; got {dict(probabilities)}"
-            )
-        self.probabilities = dict(probabilities)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def sample(self) -> tuple[str, ...]:
-        """The tasks of the next step; at least one."""
-        while True:
-            draws = torch.rand(len(self.probabilities), generator=self._generator).tolist()
-            tasks = tuple(
-                t for (t, p), draw in zip(self.probabilities.items(), draws, strict=True) if draw < p
-            )
-            if tasks:
-                return tasks
