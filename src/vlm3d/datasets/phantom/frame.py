@@ -6,7 +6,9 @@ patient's left. A signed distance is in mm, negative inside.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,28 +71,33 @@ class Frame:
         """Number of voxels along each axis."""
         return len(self.z_D), len(self.y_H), len(self.x_W)
 
-    @property
+    @cached_property
     def step_mm(self) -> NDArray[np.float64]:
-        """Distance of neighboring voxels along (D, H, W)."""
-        return np.array(
+        """Distance of neighboring voxels along (D, H, W); not to be written to."""
+        step = np.array(
             [
                 (axis[-1] - axis[0]) / max(len(axis) - 1, 1) if len(axis) > 1 else 1.0
                 for axis in (self.z_D, self.y_H, self.x_W)
             ],
             dtype=np.float64,
         )
+        step.flags.writeable = False
+        return step
 
-    @property
+    @cached_property
+    def _axes(self) -> tuple[list[float], list[float], list[float]]:
+        return self.z_D.tolist(), self.y_H.tolist(), self.x_W.tolist()
+
+    @cached_property
     def edge_mm(self) -> float:
         """Width over which an edge is blurred by the size of a voxel."""
         return float(np.prod(self.step_mm) ** (1 / 3))
 
     def box(self, low_zyx: ArrayLike, high_zyx: ArrayLike) -> Box | None:
         """The part of the grid between two corners in mm; None where it lies outside the grid."""
-        low, high = np.broadcast_to(low_zyx, 3), np.broadcast_to(high_zyx, 3)
         cuts = []
-        for axis, (a, b) in zip((self.z_D, self.y_H, self.x_W), zip(low, high, strict=True), strict=True):
-            start, stop = int(np.searchsorted(axis, a)), int(np.searchsorted(axis, b, side="right"))
+        for axis, a, b in zip(self._axes, _three(low_zyx), _three(high_zyx), strict=True):
+            start, stop = bisect_left(axis, a), bisect_right(axis, b)
             if start >= stop:
                 return None
             cuts.append(slice(start, stop))
@@ -121,6 +128,12 @@ class Frame:
         """Coordinates in mm of voxels."""
         first = np.array([self.z_D[0], self.y_H[0], self.x_W[0]], np.float64)
         return first + np.asarray(index_N3, np.float64) * self.step_mm
+
+
+def _three(values: ArrayLike) -> list[float]:
+    """One number an axis, from three or from one for all."""
+    array = np.asarray(values)
+    return array.tolist() if array.ndim else [array.item()] * 3
 
 
 @dataclass
