@@ -133,6 +133,6 @@ def cider(shared: SharedRuns) -> Floats:
         product = np.minimum(weight[mine], weight[theirs]) * weight[theirs]
         value_N = np.bincount(report, weights=product, minlength=n)
         norms_N = norm_2N[:n] * norm_2N[n:]
-        score_N += np.divide(value_N, norms_N, out=value_N.copy(), where=norms_N > 0)
+        score_N += np.divide(value_N, norms_N, out=value_N.astype(np.float64), where=norms_N > 0)
     result: Floats = 10 * penalty_N * score_N / LONGEST
     return result
