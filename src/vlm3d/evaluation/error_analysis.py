@@ -61,7 +61,8 @@ def pr_curve(score_N: Floats, truth_N: Bools, threshold: float) -> Curve | None:
     chosen = score_N >= threshold
     precision = float((chosen & truth_N).sum() / chosen.sum()) if chosen.any() else 0.0
     at = (float((chosen & truth_N).sum() / positives), precision)
-    return Curve(*_thinned(hits / positives, hits / called), at)
+    recall, precisions = hits / positives, hits / called
+    return Curve(*_thinned(np.r_[0.0, recall], np.r_[precisions[0], precisions]), at)
 
 
 def _cumulative(score_N: Floats, truth_N: Bools) -> tuple[Floats, Floats]:
@@ -189,13 +190,15 @@ class NoiseSuspect:
 
     @property
     def witnesses(self) -> int:
-        """How many of system and report speak against the label."""
+        """How many speak against the label: a confident system and the true report; none where the report supports it."""
+        if self.report_says == self.label:
+            return 0
         of_system = self.probability is not None and abs(self.probability - self.label) >= CONFIDENT
-        return int(of_system) + int(self.report_says is not None and self.report_says != self.label)
+        return int(of_system) + int(self.report_says is not None)
 
 
 def noise_suspects(cases: CollectedCases, at_most: int = 30) -> list[NoiseSuspect]:
-    """Labels that a confident system, the true report, or both contradict; those with most against them first."""
+    """Labels that the true report contradicts, or a confident system where no report supports them; the worst first."""
     report_of = {pair.case_id: pair.truth for pair in cases.reports}
     probability_NK, label_NK = cases.probability_NK, cases.label_NK
     suspects = []

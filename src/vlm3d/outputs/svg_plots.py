@@ -83,7 +83,7 @@ def heat_map(values: Sequence[Sequence[int]], names: Sequence[str], *, label: st
         label: Read by those who cannot see it.
         unit: What is counted, as in "cases: row missed, column invented".
     """
-    cell, left, top = 20, 176, 150
+    cell, left, top = 20, 196, 176
     size = cell * len(names)
     most = max([value for row in values for value in row] + [1])
     parts = []
@@ -108,7 +108,7 @@ def heat_map(values: Sequence[Sequence[int]], names: Sequence[str], *, label: st
                     f'<text class="count {tone}" x="{x + (cell - 1) / 2}" y="{y + cell / 2 + 3}">{value}</text>'
                 )
             parts.append("</g>")
-    width, height = left + size + 70, top + size + 4
+    width, height = left + size + 76, top + size + 4
     return _svg(width, height, "".join(parts), label, "heat")
 
 
