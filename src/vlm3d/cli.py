@@ -347,10 +347,7 @@ def train(
     settings = load_config(config, overrides or ())
     if data is None or out is None:
         raise _usage("training needs --data, the store of vlm3d prepare, and --out, the run's folder")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("vlm3d.training").setLevel(logging.INFO)  # training tells how it goes, line by line
     final = train_model(TrainingRequest(settings, data, out, phase, start_from))
     typer.echo(f"{final}: vlm3d predict SCAN --checkpoint {final}")
 
