@@ -26,10 +26,13 @@ from vlm3d import cli
 from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets import prepare as prepare_module
 from vlm3d.datasets import workers as workers_module
+from vlm3d.datasets.case import CaseData
 from vlm3d.datasets.prepare import PrepareSummary, Progress, prepare
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, DataError, MissingExtraError, OutputError
+from vlm3d.io import read_mask, read_volume
 from vlm3d.labels import LESION_KEYS
+from vlm3d.preprocessing.geometry import ScanGeometry
 from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
 from vlm3d.preprocessing.masks import filled_box
 from vlm3d.preprocessing.preprocessor import Preprocessor
@@ -364,3 +367,25 @@ def test_the_command_prepares_and_counts_failures(
     assert run_cli(monkeypatch, "prepare", "x", "--out", out, "--anatomy", "magic") == ConfigError.exit_code
     assert run_cli(monkeypatch, "prepare", "x", "--out", out, "--anatomy", "given") == ConfigError.exit_code
     assert "wanted is" in capsys.readouterr().err
+
+
+def load_real(folder: Path) -> Any:
+    volume = read_volume(folder / "ct.nii.gz")
+    mask = read_mask(folder / "nodule.nii.gz")
+    return CaseData(volume, None, {"lung_nodule": mask.labels_DHW > 0})
+
+
+@pytest.mark.real_data
+def test_a_real_mass_comes_back_as_it_was(tmp_path: Path, real_data: Path) -> None:
+    """A spiculated mass of 2.5 mm slices, through the store at 3 mm and back onto the scan."""
+    config = PreprocessingConfig(spacing_mm=(3.0, 1.5, 1.5), max_shape=(128, 256, 256), crop="center")
+    load = partial(load_real, real_data / "lidc0001")
+    prepare([case("lidc", load)], tmp_path / "s", config, anatomy="none", workers=1)
+    dataset = PreparedDataset(tmp_path / "s")
+    mask_DHW = load().lesion_masks["lung_nodule"]
+    stored_DHW = (dataset.read(0).lesion_bits_DHW & NODULE > 0).astype(np.float32)
+    geometry = ScanGeometry.from_dict(dict(dataset.cases[0].geometry))
+    back_DHW = Preprocessor(config).invert_mask(stored_DHW, geometry, 0.5)
+    assert 2 * (back_DHW & mask_DHW).sum() / (back_DHW.sum() + mask_DHW.sum()) > 0.93
+    size = sum(entry["bytes"] for entry in dataset.cases[0].files.values())
+    assert size < 0.6 * 2 * np.prod(dataset.cases[0].shape_DHW)
