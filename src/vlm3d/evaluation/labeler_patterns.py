@@ -241,8 +241,9 @@ _RULES: tuple[FindingRule, ...] = (
         "Atelectasis",
         ("atele", "collaps", "atalec"),
         (
+            Naming(_any(r"(?<!fibro )(?<!fibrotic )(?:at[ea]l\w*ta\w*|atelec\w*)")),
             Naming(
-                _any(r"(?<!fibro )(?<!fibrotic )(?:at[ea]l\w*ta\w*|atelec\w*)", r"collaps\w*"),
+                _any(r"collaps\w*"),
                 unless=re.compile(r"vertebra|corpus|trache|vena|gallbladder|stomach|esophag|fracture|bowel"),
                 window=(40, 50),
             ),
@@ -305,9 +306,13 @@ _RULES: tuple[FindingRule, ...] = (
             Naming(
                 _any(
                     r"fibro(?!calc|aden|lip|gland|musc|scop|ma|sis)\w*",
-                    r"sequel\w*(?! (?:calcif\w+ )?(?:nodul|lymph|pulmonary nod))",
                     r"pleur[oa]l? ?paren\w* (?:\w+ ){0,3}?(?:band|densit|recession|streak|retract|line|thick|distor)\w*",
                     r"(?:parenchymal|subpleural|pleural) bands?",
+                )
+            ),
+            Naming(
+                _any(
+                    r"sequel\w*(?! (?:calcif\w+ )?(?:nodul|lymph|pulmonary nod))",
                     r"(?<!interstitial )scar\w*",
                 ),
                 unless=re.compile(

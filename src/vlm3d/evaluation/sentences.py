@@ -24,6 +24,9 @@ _BREAK = re.compile(
     """,
     re.VERBOSE,
 )
+MAX_SENTENCE_CHARACTERS = 1200
+"""Longer ones are cut at a space: no writer ends none, but a model that repeats itself does."""
+
 _NUMBER = re.compile(r"[\s\"]*\d{1,2}[.)]\s*")
 
 
@@ -63,6 +66,11 @@ def split_sentences(text: str) -> list[Sentence]:
 
 
 def _append(sentences: list[Sentence], text: str, start: int, end: int) -> None:
+    while end - start > MAX_SENTENCE_CHARACTERS:
+        cut = text.rfind(" ", start + 1, start + MAX_SENTENCE_CHARACTERS)
+        cut = cut if cut > start else start + MAX_SENTENCE_CHARACTERS
+        _append(sentences, text, start, cut)
+        start = cut
     piece = text[start:end]
     inner = piece.strip(_EDGES)
     if inner:
