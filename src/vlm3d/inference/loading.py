@@ -10,9 +10,13 @@ import torch
 from vlm3d.config import load_config
 from vlm3d.errors import ConfigError
 from vlm3d.inference.pipeline import Pipeline
+from vlm3d.model.checkpoint import shipped_checkpoint
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""In the place of a checkpoint: random weights, for trying paths and speed."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,14 +51,19 @@ def load_pipeline(
     """Load a checkpoint, or build an untrained model that says so in all its outputs.
 
     Args:
-        checkpoint: Folder or Hub name; None builds ``config`` with random weights.
+        checkpoint: Folder or Hub name. None takes the weights that ship with ``config`` if there are any, else random
+            ones; ``"random"`` takes random ones.
         config: Used only without a checkpoint.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: Of the random weights.
         with_report: Load the language model too.
     """
     place = choose_device(device)
-    if checkpoint is not None:
+    shipped = shipped_checkpoint(str(config)) if checkpoint is None else None
+    if shipped is not None:
+        model = VLM3DMultiTask.from_pretrained(shipped, load_llm=with_report, device=place)
+        return Pipeline(model, checkpoint=f"{config} (shipped)", device=place)
+    if checkpoint is not None and str(checkpoint) != RANDOM:
         model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=with_report, device=place)
         return Pipeline(model, checkpoint=Path(checkpoint).name or str(checkpoint), device=place)
     settings = load_config(config)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,9 @@ from torch import Tensor
 from vlm3d.config import Config, config_from_dict
 from vlm3d.errors import CheckpointError, ConfigError, OutputError
 from vlm3d.io import whole_folder
+
+SHIPPED = Path(str(files("vlm3d"))) / "checkpoints"
+"""Checkpoints that come with the package, each under the name of its size."""
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -53,6 +58,12 @@ def write_checkpoint(
             save_file(tensors, fresh / WEIGHTS_FILE)
         except SafetensorError as error:
             raise OSError(str(error).splitlines()[0]) from error
+
+
+def shipped_checkpoint(name: str) -> Path | None:
+    """The folder of a checkpoint that comes with the package, or None."""
+    folder = SHIPPED / name
+    return folder if re.fullmatch(r"[\w-]+", name) and _is_checkpoint(folder) else None
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -486,10 +486,10 @@ class VLM3DMultiTask(nn.Module):
         load_llm: bool = False,
         device: torch.device | str | None = None,
     ) -> VLM3DMultiTask:
-        """Load a checkpoint from a folder, or from the Hub by name.
+        """Load a checkpoint from a folder, from the package, or from the Hub by name.
 
         Args:
-            name_or_folder: Where `save_pretrained` wrote, or a Hub name.
+            name_or_folder: Where `save_pretrained` wrote, a size that ships with weights (``"tiny"``), or a Hub name.
             load_text: Also attach the text encoder, so that soft prompts go on training.
             load_llm: Load the language model now; otherwise when a report needs it.
             device: CPU by default.
@@ -500,7 +500,8 @@ class VLM3DMultiTask(nn.Module):
         """
         folder = Path(name_or_folder)
         if not folder.exists():
-            folder = resolve_weights(str(name_or_folder))
+            shipped = checkpoint.shipped_checkpoint(str(name_or_folder))
+            folder = shipped or resolve_weights(str(name_or_folder))
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file; a checkpoint is a folder that vlm3d wrote")
         config = checkpoint.read_config(folder)
