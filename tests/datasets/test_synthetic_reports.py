@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 
 from support.phantoms import COARSE_MM, coarse_phantom
 from vlm3d.anatomy.measurement import Component
+from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets.case import Case, CaseData
 from vlm3d.datasets.phantom import generate_phantom
 from vlm3d.datasets.phantom_source import phantom_data
+from vlm3d.datasets.prepare import prepare
+from vlm3d.datasets.store import read_manifest
 from vlm3d.datasets.synthetic_reports import measure_masks, with_synthetic_report, write_synthetic_report
 from vlm3d.evaluation.labeler import label_report
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, LESIONS
@@ -190,6 +194,16 @@ def test_axes_and_missing_regions_do_not_move_a_place() -> None:
     within = measure_masks(phantom.volume, phantom.lesion_masks, phantom.regions)
     assert [p.side for p in without["lung_nodule"]] == [p.side for p in within["lung_nodule"]]
     assert {p.region for p in without["lung_nodule"]} == {""}
+
+
+def test_a_prepared_case_carries_its_synthetic_report(tmp_path: Path) -> None:
+    data = bare(phantom_data(coarse_phantom()), regions=None)
+    case = case_of(data)
+    preprocessing = PreprocessingConfig(spacing_mm=(8, 8, 8), max_shape=(32, 32, 32), size_multiple=(8, 8, 8))
+    prepare([case], tmp_path / "store", preprocessing, anatomy="none", workers=1)
+    prepared = read_manifest(tmp_path / "store")[case.case_id]
+    assert prepared.report_is_synthetic
+    assert prepared.report == with_synthetic_report(case, data).report
 
 
 def test_a_real_report_is_kept() -> None:
