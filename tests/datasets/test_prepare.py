@@ -17,15 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from support import small_cases as made
-from support.small_cases import GRID, SHAPE, ball, case, small_cases, small_data
+from support.small_cases import GRID, case, small_cases, small_data
 from vlm3d import cli
 from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets import prepare as prepare_module
-from vlm3d.datasets import workers as workers_module
 from vlm3d.datasets.case import CaseData
 from vlm3d.datasets.prepare import PrepareSummary, Progress, prepare
 from vlm3d.datasets.prepared import PreparedDataset
@@ -33,8 +30,7 @@ from vlm3d.errors import ConfigError, DataError, MissingExtraError, OutputError
 from vlm3d.io import read_mask, read_volume
 from vlm3d.labels import LESION_KEYS
 from vlm3d.preprocessing.geometry import ScanGeometry
-from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
-from vlm3d.preprocessing.masks import filled_box
+from vlm3d.preprocessing.intensity import window_in_place
 from vlm3d.preprocessing.preprocessor import Preprocessor
 from vlm3d.volume import RegionMap, Volume
 
@@ -59,21 +55,6 @@ def test_the_store_gives_what_the_preprocessor_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays.regions_DHW, scan.regions_DHW)
 
 
-@pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0), (-160.0, 240.0)])
-def test_padding_is_outside_in_every_window(window: tuple[float, float]) -> None:
-    config = GRID.model_copy(update={"hu_window": window, "fixed_shape": True})
-    scan = Preprocessor(config).apply_hu(small_data().volume)
-    assert scan.geometry.content_DHW[2][0] > 0
-    corner = scan.hu_DHW[0, 0, :1].astype(np.float32)
-    assert window_in_place(corner, window)[0] == OUTSIDE_VALUE
-
-
-def test_metal_is_cut_to_twelve_bits() -> None:
-    volume = small_data().volume
-    bright = volume.with_voxels(np.full(SHAPE, 20_000, np.int16))
-    assert Preprocessor(GRID).apply_hu(bright).hu_DHW.max() == 3071
-
-
 def test_the_manifest_says_what_case_and_data_say(tmp_path: Path) -> None:
     here(small_cases(1), tmp_path / "s")
     found = PreparedDataset(tmp_path / "s").cases[0]
@@ -86,55 +67,6 @@ def test_the_manifest_says_what_case_and_data_say(tmp_path: Path) -> None:
     bits = PreparedDataset(tmp_path / "s").read(0).lesion_bits_DHW
     assert int(np.count_nonzero(bits & NODULE)) == found.lesion_voxels["lung_nodule"] > 0
     assert set(np.unique(bits)) == {0, NODULE}
-
-
-def test_a_mask_lies_where_the_scan_shows_it() -> None:
-    """Scan and mask with the same ball, on axes of their own, still cover each other on the model's grid."""
-    data = small_data()
-    mask_DHW = ball(SHAPE, (25, 12, 30), 7)
-    volume = data.volume.with_voxels(np.where(mask_DHW, 1000, -1000).astype(np.int16))
-    preprocessor = Preprocessor(GRID)
-    scan = preprocessor.apply_hu(volume)
-    found = preprocessor.apply_masks({"lung_nodule": mask_DHW}, scan.geometry)["lung_nodule"]
-    bright = scan.hu_DHW > 0
-    assert 2 * (found & bright).sum() / (found.sum() + bright.sum()) > 0.95
-    ml = mask_DHW.sum() * np.prod(volume.spacing_mm)
-    assert found.sum() * np.prod(scan.geometry.model_spacing_mm) == pytest.approx(ml, rel=0.08)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.tuples(*[st.integers(1, size - 2) for size in SHAPE]), st.sampled_from([0.0, 1.0, 1.5]))
-def test_a_lesion_of_a_few_voxels_survives_a_coarse_grid(center: tuple[int, int, int], radius: float) -> None:
-    config = PreprocessingConfig(spacing_mm=(6.0, 5.0, 5.0), max_shape=(32, 32, 32), crop="center")
-    preprocessor = Preprocessor(config)
-    geometry = preprocessor.plan(small_data().volume, None)
-    mask_DHW = ball(SHAPE, center, radius)
-    found = preprocessor.apply_masks({"x": mask_DHW}, geometry)["x"]
-    assert 1 <= found.sum() <= 8
-    middle = preprocessor.invert_labels(found.astype(np.uint8), geometry)
-    nearest = np.abs(np.argwhere(middle) - center).max(axis=1).min()
-    assert nearest <= 2
-
-
-def test_two_small_lesions_side_by_side_both_survive() -> None:
-    config = PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0), max_shape=(32, 32, 32), crop="center")
-    preprocessor = Preprocessor(config)
-    geometry = preprocessor.plan(small_data().volume, None)
-    mask_DHW = ball(SHAPE, (20, 10, 10), 0.5) | ball(SHAPE, (20, 18, 10), 0.5) | ball(SHAPE, (20, 26, 30), 5)
-    found = preprocessor.apply_masks({"x": mask_DHW}, geometry)["x"]
-    from scipy import ndimage
-
-    assert ndimage.label(found, np.ones((3, 3, 3)))[1] == 3
-
-
-def test_an_empty_mask_and_one_beyond_the_view_are_empty() -> None:
-    config = PreprocessingConfig(spacing_mm=(1.5, 1.5, 1.5), max_shape=(8, 16, 16), crop="center")
-    preprocessor = Preprocessor(config)
-    geometry = preprocessor.plan(small_data().volume, None)
-    masks = {"none": np.zeros(SHAPE, bool), "far": ball(SHAPE, (1, 1, 1), 1)}
-    assert not any(mask.any() for mask in preprocessor.apply_masks(masks, geometry).values())
-    assert filled_box(masks["none"]) is None
-    assert filled_box(masks["far"]) == (slice(0, 3), slice(0, 3), slice(0, 3))
 
 
 def test_a_second_run_keeps_what_is_there_and_reads_nothing(tmp_path: Path) -> None:
@@ -319,27 +251,62 @@ def test_ray_that_is_missing_is_said_before_anything_is_written(
     assert not (tmp_path / "s").exists()
 
 
-def test_ray_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with the few calls of Ray that are used."""
-    started: list[dict[str, Any]] = []
+class RayError(Exception):
+    """As in ``ray.exceptions``: something on the cluster failed."""
+
+
+class RayTaskError(RayError):
+    """As in ``ray.exceptions``: the task itself raised."""
+
+
+def fake_ray(started: list[dict[str, Any]]) -> SimpleNamespace:
+    """A stand-in with the few calls of Ray that are used; a task that would kill its worker is told as Ray tells it."""
 
     def remote(function: Any) -> Any:
         def submit(*arguments: Any) -> Any:
             future: Future[Any] = Future()
-            future.set_result(function(*arguments))
+            if arguments[1].load is made.load_and_die:
+                future.set_exception(RayError("the worker died"))
+                return SimpleNamespace(future=lambda: future)
+            try:
+                future.set_result(function(*arguments))
+            except OutputError as error:
+                future.set_exception(error)
             return SimpleNamespace(future=lambda: future)
 
         return SimpleNamespace(remote=submit)
 
-    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **k: started.append(k), remote=remote)
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    assert workers_module.require_ray() is fake
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+    return SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **k: started.append(k), remote=remote, exceptions=exceptions
+    )
+
+
+def test_ray_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setitem(sys.modules, "ray", fake_ray(started))
     cases = [*small_cases(3), case("broken", made.load_broken)]
     summary = here(cases, tmp_path / "ray", backend="ray")
     assert (summary.done, list(summary.failed)) == (3, ["broken"])
     here(cases, tmp_path / "local")
     assert len(started) == 1
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def test_a_killed_ray_worker_costs_one_case_and_a_full_disk_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", fake_ray([]))
+    summary = here([case("deadly", made.load_and_die), *small_cases(2)], tmp_path / "s", backend="ray")
+    assert summary.done == 2
+    assert "was killed" in summary.failed["deadly"]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(prepare_module, "write_case", full)
+    with pytest.raises(OutputError, match="no room"):
+        here(small_cases(3), tmp_path / "t", backend="ray")
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

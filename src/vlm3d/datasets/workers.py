@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from enum import Enum
+from functools import partial
 from multiprocessing.connection import wait as wait_for_connections
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -48,7 +49,7 @@ def each_finished(
         MissingExtraError: Ray is wanted and not installed.
     """
     if backend == "ray":
-        yield from _pooled(work, items, _RayPool(work), workers)
+        yield from _pooled(work, items, _RayPool(), workers)
     elif workers == 1:
         for item in items:
             yield item, work(item)
@@ -104,7 +105,7 @@ def _alone(work: Callable[[Item], Result], item: Item) -> Result | Killed:
 
 def _pooled(
     work: Callable[[Item], Result], items: Sequence[Item], pool: _Pool, workers: int
-) -> Iterator[tuple[Item, Result]]:
+) -> Iterator[tuple[Item, Result | Killed]]:
     for place, result in _by_place(work, items, pool, workers):
         yield items[place], result
 
@@ -157,18 +158,29 @@ def _end_with(sentinel: int) -> None:
 
 
 class _RayPool:
-    """As much of an executor as `_by_place` needs, on Ray."""
+    """As much of an executor as `_by_place` needs, on Ray; a task whose worker was killed gives `KILLED`."""
 
-    def __init__(self, work: Callable[..., Any]) -> None:
+    def __init__(self) -> None:
         ray = require_ray()
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         self._task = ray.remote(_call)
+        self._errors = ray.exceptions
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Hand a call to the cluster."""
-        future: Future[Any] = self._task.remote(fn, *args).future()
-        return future
+        result: Future[Any] = Future()
+        self._task.remote(fn, *args).future().add_done_callback(partial(self._pass_on, result))
+        return result
+
+    def _pass_on(self, result: Future[Any], done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            result.set_result(done.result())
+        elif isinstance(error, self._errors.RayError) and not isinstance(error, self._errors.RayTaskError):
+            result.set_result(KILLED)  # not an error that the work raised
+        else:
+            result.set_exception(error)
 
 
 def _call(work: Callable[..., Any], *arguments: Any) -> Any:
