@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -170,6 +170,7 @@ SENTENCES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(SENTENCES), max_size=6))
 def test_sentences_do_not_reach_into_each_other(sentences: list[str]) -> None:
     """A report's labels are the union of its sentences' labels, in any order."""
@@ -185,6 +186,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 @example("İ" * 5 + "nodule ẞ. No nodule.")
 @example("12. " * 10)
@@ -197,6 +199,7 @@ def test_any_text_is_read_and_evidence_points_into_it(text: str) -> None:
     assert len(plain(text)) == len(text)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_sentences_cover_the_text_in_order(text: str) -> None:
     sentences = split_sentences(text)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.evaluation.labeler_context import Context, Status
-from vlm3d.evaluation.labeler_patterns import RULES, FindingRule, Naming
+from vlm3d.evaluation.labeler_patterns import RULES
+from vlm3d.evaluation.labeler_rule import FindingRule, Naming
 from vlm3d.evaluation.sentences import Sentence, plain, split_sentences
 from vlm3d.labels import DISEASE_NAMES
 

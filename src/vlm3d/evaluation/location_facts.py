@@ -144,7 +144,8 @@ def _facts_of_sentence(found: list[Mention]) -> Iterator[LocationFact]:
             places = lead
         sizes = sizes_in(sentence.text, begin, finish)
         for name in dict.fromkeys(mention.rule.name for mention in group if mention.counts):
-            yield from _located(name, places, sizes, sentence.text)
+            own = [size for size in sizes if _owner(group, size[0]).rule.name == name]
+            yield from _located(name, places, own, sentence.text)
 
 
 def _groups(found: list[Mention], words: str) -> list[list[Mention]]:
@@ -168,6 +169,12 @@ def _shares(group: list[Mention], mention: Mention, words: str) -> bool:
     if any(mention.rule.name == other.rule.name for other in group):
         return True
     return not sizes_in(words, last, mention.start) and len(words[last : mention.start].split()) <= 4
+
+
+def _owner(group: list[Mention], place: int) -> Mention:
+    """Whose a size is: the finding's named last before it, as in 'nodule of 5 mm', else the first one's."""
+    before = [mention for mention in group if mention.start < place]
+    return before[-1] if before else group[0]
 
 
 def _edge(words: str, start: int, end: int) -> int:
