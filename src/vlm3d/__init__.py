@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vlm3d.version import VERSION as __version__
 
 _PUBLIC = {
     "VLM3DMultiTask": "vlm3d.model.multi_task_model",

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-import vlm3d
 from vlm3d.errors import ConfigError, InputError
 from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, Training
 from vlm3d.evaluation.case_ids import check_same_cases, count, named
@@ -28,6 +27,7 @@ from vlm3d.evaluation.figures import (
 from vlm3d.evaluation.intervals import Intervals, as_json
 from vlm3d.evaluation.report_figures import report_section
 from vlm3d.evaluation.thresholds import Objective, tune_thresholds
+from vlm3d.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ def evaluated(
     """
     figures: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "vlm3d": vlm3d.__version__,
+        "vlm3d": VERSION,
         "predictions": predictions,
         "training": training,
         "truth": truth,

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import vlm3d
 from vlm3d.anatomy.mask_file import read_region_mask
 from vlm3d.anatomy.measurement import Component, drop_small_pieces, find_landmarks, measure_lesion
 from vlm3d.anatomy.segmentation import segment_anatomy
@@ -49,6 +48,7 @@ from vlm3d.preprocessing.orientation import (
     to_canonical,
 )
 from vlm3d.preprocessing.preprocessor import PreparedScan, Preprocessor
+from vlm3d.version import VERSION
 from vlm3d.volume import RegionMap, Volume
 
 logger = logging.getLogger(__name__)
@@ -396,7 +396,7 @@ def _scan_info(volume: Volume, prepared: PreparedScan, regions: RegionMap | None
 
 def _versions() -> dict[str, str]:
     return {
-        "vlm3d": vlm3d.__version__,
+        "vlm3d": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vlm3d
 from vlm3d.config import Config, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
@@ -54,6 +53,7 @@ from vlm3d.training.run_state import (
 from vlm3d.training.step import StepPlan, TrainingStep, plan_step, shared_parameters, spread
 from vlm3d.training.tracking import Tracker
 from vlm3d.training.validation import Validation, track_samples, validate
+from vlm3d.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ class Trainer:
             "store": self.train_set.fingerprint.sha256,
             "seconds": round(self.state.seconds),
             "validation": {key: round(v, 4) for key, v in figures.items() if math.isfinite(v)},
-            "version": vlm3d.__version__,
+            "version": VERSION,
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.accelerator.device.type}",
         }
