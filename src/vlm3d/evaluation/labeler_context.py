@@ -56,7 +56,7 @@ _NEW_CLAUSE = """but|however|although|whereas|while|though|nevertheless|yet|only
   | ,[ ](?:and[ ])?(?:a|an|minimal|mild|slight|small|moderate|marked|few|several|some|there)(?=[ ])"""
 
 _CUE = re.compile(
-    rf"""\b(?: (?P<skip>{_DENIES_NOTHING}) | (?P<except>{_EXCEPT}) | (?P<after>{_DENIED_BEFORE_IT})
+    rf"""\b(?=[a-z,:])(?: (?P<skip>{_DENIES_NOTHING}) | (?P<except>{_EXCEPT}) | (?P<after>{_DENIED_BEFORE_IT})
     | (?P<normal>(?:is|are|was|were|are[ ]all)[ ](?:of[ ])?(?:within[ ])?(?:the[ ])?(?:normal|unremarkable|natural))
     | (?P<past>{_OVER}) | (?P<before>{_DENIED_AFTER_IT}) | (?P<seen>{_AFFIRMED})
     | (?P<bare>observed|detected|seen|found) | (?P<stop>{_NEW_CLAUSE}) )\b""",

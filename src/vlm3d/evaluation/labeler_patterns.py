@@ -1,8 +1,9 @@
 """How reports name the 18 findings: one rule a finding, in the order of `vlm3d.labels`.
 
 What counts follows CT-RATE's hand-made labels: lymph nodes that are described count even where they are small; opacity is
-ground glass or an unexplained increase of density, while consolidation is a label of its own; infiltration alone is
-neither; a sequela or a fibrotic band of the lung or the pleura is a fibrotic sequela.
+ground glass, a linear density or an unexplained increase of density, while consolidation is a label of its own;
+infiltration alone is neither; a sequela or a fibrotic band of the lung or the pleura is a fibrotic sequela, honeycombing
+is not; thick bronchial walls count where the report says peribronchial; atherosclerosis counts where a vessel is named.
 """
 
 from __future__ import annotations

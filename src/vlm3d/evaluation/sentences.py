@@ -78,7 +78,16 @@ def _append(sentences: list[Sentence], text: str, start: int, end: int) -> None:
         sentences.append(Sentence(inner, begin, begin + len(inner)))
 
 
-_ONE_TO_ONE = str.maketrans({"İ": "I", "-": " ", "/": " ", "_": " ", "–": " ", "—": " ", "’": "'", "\n": " "})
+_SPELLED_AS = (
+    ("-", " "),
+    ("/", " "),
+    ("_", " "),
+    ("–", " "),
+    ("—", " "),
+    ("\n", " "),
+    ("’", "'"),
+    ("İ", "I"),
+)
 
 
 def plain(text: str) -> str:
@@ -87,9 +96,9 @@ def plain(text: str) -> str:
     >>> plain("Effusion-thickening")
     'effusion thickening'
     """
-    lowered = text.translate(_ONE_TO_ONE).lower()
+    for letter, spelled in _SPELLED_AS:
+        text = text.replace(letter, spelled)
+    lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
-    return "".join(
-        letter if len(low := letter.lower()) != 1 else low for letter in text.translate(_ONE_TO_ONE)
-    )
+    return "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
