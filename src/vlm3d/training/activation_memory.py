@@ -141,7 +141,7 @@ def _peak_bytes(module: nn.Module, step: Callable[[], list[Tensor]], *, mixed_pr
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(module)
         autocast: Any = torch.autocast("cpu", torch.bfloat16) if mixed_precision else nullcontext()
-        with _LiveBytes() as live:
+        with _LiveBytes(module) as live:
             with autocast:
                 losses = [loss for loss in step() if loss.requires_grad]
             if losses:
@@ -169,13 +169,17 @@ def _make_fake(module: nn.Module) -> None:
 class _LiveBytes(TorchDispatchMode):
     """Adds up the storages that operations make, until they are let go.
 
+    Args:
+        module: Its weights, which views keep giving out, are not counted.
+
     Attributes:
         peak: The most bytes that were alive at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._alive: dict[int, int] = {}
+        weights = (*module.parameters(), *module.buffers())
+        self._alive: dict[int, int] = {weight.untyped_storage()._cdata: 0 for weight in weights}
         self._now = 0
         self.peak = 0
 

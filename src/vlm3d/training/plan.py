@@ -26,7 +26,7 @@ from vlm3d.training.phases import chosen_phases, phase_config
 
 GIB = 2**30
 _CONTEXT_BYTES = 1 * GIB  # CUDA's, with its kernels
-_FRAGMENTS_SHARE = 0.05
+_FRAGMENTS_SHARE = 0.2  # kernels' workspaces and the allocator's fragments, of all else
 
 _TEXT_ENCODER_PARAMETERS = {
     "emilyalsentzer/Bio_ClinicalBERT": 108_310_272,
@@ -201,7 +201,9 @@ def plan_training(
         used = sum(line.bytes for line in memory)
         context = _CONTEXT_BYTES if device == "cuda" else 0
         memory.append(
-            MemoryLine("context and fragments", round(context + _FRAGMENTS_SHARE * used), estimated=True)
+            MemoryLine(
+                "context, workspaces and fragments", round(context + _FRAGMENTS_SHARE * used), estimated=True
+            )
         )
         scans = phase.steps * phase.batch_size * phase.accumulate * world_size
         lines = tuple(line for line in memory if line.bytes)
