@@ -66,7 +66,8 @@ def training_config(pretrained: dict[str, Any], **training: Any) -> Config:
 def phantom_store(folder: Path, config: Config, *, train: int = 5, valid: int = 2) -> Path:
     """A store of coarse phantoms, made by the same functions as any other."""
     cases = find_phantom_cases(f"phantom:0-{train}:spacing={SPACING},split=train")
-    cases += find_phantom_cases(f"phantom:900-{900 + valid}:spacing={SPACING},split=valid")
+    if valid:
+        cases += find_phantom_cases(f"phantom:900-{900 + valid}:spacing={SPACING},split=valid")
     summary = prepare(cases, folder, config.preprocessing, anatomy="given", workers=1)
     assert not summary.failed
     return folder

@@ -311,8 +311,8 @@ class Trainer:
 
     def _finish(self, name: str, average: WeightAverage) -> None:
         """The phase's best weights become its result, and the start of the next phase."""
-        best = max(self.state.best, key=lambda key: self.state.best[key])
         if self.accelerator.is_main_process:
+            best = max(self.state.best, key=lambda key: self.state.best[key])
             note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
             self._load(self.folder / TOP / best)
             for target in (name, FINAL):
