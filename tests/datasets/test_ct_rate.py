@@ -18,6 +18,7 @@ from vlm3d.datasets.ct_rate import find_ct_rate_cases, index_ct_rate, parse_volu
 from vlm3d.datasets.ct_rate_tables import Acquisition, volume_key
 from vlm3d.datasets.ct_rate_volume import affine_of, read_ct_rate_volume, tell_release
 from vlm3d.errors import ConfigError, DataError, InputError
+from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES
 
 SPACING_MM = (8.0, 6.5, 6.5)
@@ -402,3 +403,16 @@ def test_every_study_of_the_real_tables_joins(real_data: Path, tmp_path: Path) -
         nib.save(nib.Nifti1Image(stored.transpose(2, 1, 0), affine), path)
         np.testing.assert_array_equal(case.load().volume.voxels_DHW, volume)
         assert case.load().volume.spacing_mm == acquisition.spacing_mm
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("scan", ["lidc0001/ct.nii.gz", "lung_dx_a0001/dicom", "ctchest4/ct.nrrd"])
+def test_real_scans_tell_how_often_they_were_rescaled(real_data: Path, scan: str) -> None:
+    hu = read_volume(real_data / scan).voxels_DHW[::2, ::4, ::4].astype(np.int32)
+    padded = np.where(hu <= -1024, -3024, hu)  # what a round field of view leaves outside
+    upper = hu[hu.shape[0] // 2 :]
+    for intercept in (-1024, -8192):
+        for whole in (hu, padded, upper):
+            assert tell_release(whole, 1.0, intercept) == "hounsfield"
+            assert tell_release(whole - intercept, 1.0, intercept) == "stored"
+            assert tell_release(whole + intercept, 1.0, intercept) == "twice"

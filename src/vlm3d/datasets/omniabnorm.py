@@ -190,9 +190,36 @@ def _case(
     if not plane.startswith(("ax", "trans")):
         summary.note("images that are not axial, left out", [key])
         return None
+    labels, mask_files, findings = _findings(abnormalities, mask_folder, table, summary)
+    stack = SliceStack(
+        image_folder,
+        offsets,
+        mask_files,
+        window,
+        spacing,
+        assumed,
+    )
+    name = f"omniabnorm_{re.sub(r'[^A-Za-z0-9_.-]', '_', key)}"
+    patient = entry.get("patient_id", entry.get("study_id", entry.get("case_id")))
+    return Case(
+        case_id=name,
+        patient_id=name if patient is None else f"omniabnorm_{patient}",
+        source=KIND,
+        load=partial(load_omniabnorm, stack, name),
+        split=split,
+        labels_K=labels,
+        report=finding_text(abnormalities),
+        facts={"findings": findings, "masks_cover": "key slice"},
+    )
+
+
+def _findings(
+    abnormalities: Sequence[Mapping[str, Any]], mask_folder: Path, table: CategoryTable, summary: JoinSummary
+) -> tuple[tuple[float, ...], dict[str, tuple[Path, ...]], list[dict[str, Any]]]:
+    """What an image's abnormalities say: labels, mask pictures by lesion, and each finding as a fact."""
     labels = [math.nan] * len(DISEASE_NAMES)
     mask_files: dict[str, list[Path]] = {}
-    findings = []
+    findings: list[dict[str, Any]] = []
     for item in abnormalities:
         names = [*_texts(item.get("category")), *_texts(item.get("label"))]
         disease = table.disease_of(names)
@@ -208,26 +235,7 @@ def _case(
         findings.append(
             {"label": " / ".join(names), "disease": disease or None, "group": str(item.get("group_id", ""))}
         )
-    stack = SliceStack(
-        image_folder,
-        offsets,
-        {lesion: tuple(files) for lesion, files in mask_files.items()},
-        window,
-        spacing,
-        assumed,
-    )
-    name = f"omniabnorm_{re.sub(r'[^A-Za-z0-9_.-]', '_', key)}"
-    patient = entry.get("patient_id", entry.get("study_id", entry.get("case_id")))
-    return Case(
-        case_id=name,
-        patient_id=name if patient is None else f"omniabnorm_{patient}",
-        source=KIND,
-        load=partial(load_omniabnorm, stack, name),
-        split=split,
-        labels_K=tuple(labels),
-        report=finding_text(abnormalities),
-        facts={"findings": findings, "masks_cover": "key slice"},
-    )
+    return tuple(labels), {lesion: tuple(files) for lesion, files in mask_files.items()}, findings
 
 
 def finding_text(abnormalities: Sequence[Mapping[str, Any]]) -> str | None:
