@@ -26,7 +26,7 @@ from vlm3d.training.phases import chosen_phases, phase_config
 
 GIB = 2**30
 _CONTEXT_BYTES = 1 * GIB  # CUDA's, with its kernels
-_FRAGMENTS_SHARE = 0.2  # kernels' workspaces and the allocator's fragments, of all else
+_WORKSPACE_SHARE = 0.2  # kernels' workspaces and the allocator's fragments, of activations
 
 _TEXT_ENCODER_PARAMETERS = {
     "emilyalsentzer/Bio_ClinicalBERT": 108_310_272,
@@ -197,12 +197,14 @@ def plan_training(
         phase = phase_config(config, name)
         trainable = sum(p.numel() for part in set(phase.parts) for p in model.part_parameters(part))
         memory = _state_lines(config, phase, model, trainable, device, world_size if sharded else 1)
-        memory += _step_lines(config, phase, model, shape_DHW, report_tokens)
-        used = sum(line.bytes for line in memory)
+        step = _step_lines(config, phase, model, shape_DHW, report_tokens)
+        memory += step
         context = _CONTEXT_BYTES if device == "cuda" else 0
         memory.append(
             MemoryLine(
-                "context, workspaces and fragments", round(context + _FRAGMENTS_SHARE * used), estimated=True
+                "context, workspaces and fragments",
+                round(context + _WORKSPACE_SHARE * sum(line.bytes for line in step)),
+                estimated=True,
             )
         )
         scans = phase.steps * phase.batch_size * phase.accumulate * world_size
