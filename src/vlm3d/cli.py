@@ -336,15 +336,41 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option("--from", help="Checkpoint to start from instead of random weights.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what the run needs; with --data, time some steps here too."),
+    ] = False,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="With --dry-run: GPUs to plan for; 0 plans for this CPU.")
+    ] = 0,
+    gpu_memory: Annotated[float, typer.Option(help="With --dry-run: GiB of each.")] = 80.0,
+    sharded: Annotated[bool, typer.Option("--sharded", help="With --dry-run: FSDP instead of DDP.")] = False,
 ) -> None:
     """Train a model on a prepared store; goes on where an earlier run stopped."""
-    import logging
-
     from vlm3d.config import load_config
     from vlm3d.training.trainer import TrainingRequest
     from vlm3d.training.trainer import train as train_model
 
     settings = load_config(config, overrides or ())
+    if dry_run:
+        from vlm3d.training.plan import plan_training
+        from vlm3d.training.timing import measured_seconds_per_step
+
+        here = (
+            None if data is None or gpus else TrainingRequest(settings, data, Path("run"), phase, start_from)
+        )
+        plan = plan_training(
+            settings,
+            phase,
+            world_size=max(gpus, 1),
+            device="cuda" if gpus else "cpu",
+            device_memory_gib=gpu_memory if gpus else None,
+            sharded=sharded,
+            seconds_per_step=None if here is None else measured_seconds_per_step(here),
+        )
+        typer.echo(plan.table())
+        plan.check()
+        return
     if data is None or out is None:
         raise _usage("training needs --data, the store of vlm3d prepare, and --out, the run's folder")
     logging.getLogger("vlm3d.training").setLevel(logging.INFO)  # training tells how it goes, line by line

@@ -132,7 +132,11 @@ class LanguageModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass instead of keeping their activations."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        settings = {"use_reentrant": False}
+        if hasattr(self.model, "activation_checkpointing_enable"):  # its name from transformers 5 on
+            self.model.activation_checkpointing_enable(settings)
+        else:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 def load_language_model(

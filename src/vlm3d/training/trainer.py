@@ -195,7 +195,7 @@ class Trainer:
             if last or self.state.step % self.training.validate_every == 0:
                 self._validate(name, phase, average)
                 start = time.monotonic()
-            if last or self.state.step % self.training.checkpoint_every == 0:
+            if last or self._stopped() or self.state.step % self.training.checkpoint_every == 0:
                 self._save(optimizer, average, names)
 
     def _optimize(
