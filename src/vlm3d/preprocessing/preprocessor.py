@@ -137,7 +137,9 @@ class Preprocessor:
         geometry = self.plan(volume, anatomy)
         inside = tuple(slice(*content) for content in geometry.content_DHW)
         positions = tuple(geometry.scan_positions(axis) for axis in range(3))
-        image_DHW = np.full(geometry.model_shape_DHW, outside, dtype)
+        image_DHW = np.empty(geometry.model_shape_DHW, dtype)
+        if image_DHW[inside].shape != image_DHW.shape:
+            image_DHW.fill(outside)
         supports = geometry.step_DHW if self.config.antialias else (1.0, 1.0, 1.0)
         along_d, along_h, along_w = (
             linear_weights(*axis) for axis in zip(positions, scan.shape_DHW, supports, strict=True)
