@@ -134,11 +134,6 @@ class TestOwnParts:
         ) < 0.5 * own_parts_bytes(whole, phase_config(whole, "localization"), shape, mixed_precision=False)
 
 
-# transformers 5.x renames what `LanguageModel.enable_gradient_checkpointing` calls
-_renamed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-
-
-@_renamed
 def test_recomputing_the_language_model_needs_less_and_longer_reports_more() -> None:
     report = load_config("tiny").model.report
     kept = language_model_bytes(report, 64, train_adapters=True, checkpointing=False)
@@ -148,7 +143,6 @@ def test_recomputing_the_language_model_needs_less_and_longer_reports_more() -> 
 
 
 @pytest.mark.slow
-@_renamed
 def test_large_on_two_gpus_is_planned_without_weights() -> None:
     config = load_config("large", ["model.vision.gradient_checkpointing=true", "training.precision=bf16"])
     plan = plan_training(config, world_size=2, device_memory_gib=80)

@@ -69,6 +69,7 @@ def environment() -> dict[str, str]:
 
 def size_table(name: str) -> str:
     """Parameters and memory a part for one configuration, counted on the meta device."""
+    from vlm3d.model.llm_architectures import weight_bytes
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     config = load_config(name)
@@ -82,8 +83,9 @@ def size_table(name: str) -> str:
     lines = [head, columns]
     total, trainable, weights_mb = 0, 0, 0.0
     for part in model.count_parameters():
-        bytes_each = 0.5 if four_bit and part.name == "language model (frozen)" else 2
-        part_mb = part.parameters * bytes_each / 1e6
+        part_mb = part.parameters * 2 / 1e6
+        if part.name == "language model (frozen)" and model.report_generator.llm is not None:
+            part_mb = weight_bytes(model.report_generator.llm.model, load_in_4bit=four_bit) / 1e6
         line = f"  {part.name:36}{part.parameters:14,}{part.trainable:14,}{part_mb:9,.0f} MB"
         if part.name in planned:
             line += f"{planned[part.name]:11,} M"
@@ -94,9 +96,7 @@ def size_table(name: str) -> str:
             weights_mb + part_mb,
         )
     lines.append(f"  {'total':36}{total:14,}{trainable:14,}{weights_mb:9,.0f} MB")
-    note = (
-        "language model in NF4 (0.5 byte a weight, scales not counted), the rest" if four_bit else "weights"
-    )
+    note = "linear layers of the language model in NF4, the rest" if four_bit else "weights"
     lines.append(f"  {note} in 16 bit; the frozen text encoder is needed in training only")
     return "\n".join(lines)
 
