@@ -161,11 +161,14 @@ def _without_size(fact: Fact) -> Fact:
 
 
 def f1_scores(called_NK: NDArray[np.bool_], truth_NK: NDArray[np.bool_]) -> dict[str, float]:
-    """F1 of every finding."""
+    """F1 of every finding that is there, or was said to be there, in any report."""
     hits_K = (called_NK & truth_NK).sum(axis=0)
-    wrong_K = (called_NK != truth_NK).sum(axis=0)
-    scores_K = 2 * hits_K / np.maximum(2 * hits_K + wrong_K, 1)
-    return {name: round(float(score), 4) for name, score in zip(DISEASE_NAMES, scores_K, strict=True)}
+    total_K = 2 * hits_K + (called_NK != truth_NK).sum(axis=0)
+    return {
+        name: round(float(2 * hits / total), 4)
+        for name, hits, total in zip(DISEASE_NAMES, hits_K, total_K, strict=True)
+        if total
+    }
 
 
 if __name__ == "__main__":
