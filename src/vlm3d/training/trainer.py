@@ -176,6 +176,7 @@ class Trainer:
         forward = self._wrapped(phase)
         stream = iter(self._batches(phase, number))
         start = time.monotonic()
+        window: list[dict[str, float]] = []
         while self.state.step < phase.steps and not self._stopped():
             if self._unfreeze(phase):
                 forward = self._wrapped(phase)
@@ -183,6 +184,7 @@ class Trainer:
             share = lr_share(self.state.step, phase, self.training.min_lr_share)
             set_learning_rate(optimizer, share)
             losses, norm = self._optimize(forward, optimizer, stream, plan, phase)
+            window.append(losses)
             average.update()
             self.state.step += 1
             self.state.total_steps += 1
@@ -191,7 +193,8 @@ class Trainer:
             start = time.monotonic()
             last = self.state.step == phase.steps
             if last or self.state.step % self.training.log_every == 0:
-                self._log(name, phase, losses, norm, share, average)
+                self._log(name, phase, spread(window), norm, share)
+                window = []
             if last or self.state.step % self.training.validate_every == 0:
                 self._validate(name, phase, average)
                 start = time.monotonic()
@@ -248,8 +251,8 @@ class Trainer:
         losses: Mapping[str, float],
         norm: float,
         share: float,
-        average: WeightAverage,
     ) -> None:
+        """Tell the mean losses since the last line."""
         values: dict[str, Any] = {f"train/{task}": value for task, value in losses.items()}
         values |= {
             "phase": name,
