@@ -230,6 +230,8 @@ def test_boxes_come_from_masks_where_the_truth_is_boxes() -> None:
     assert found["per_lesion"]["lung_nodule"]["iou"] == pytest.approx(1)
     assert found["per_lesion"]["lung_nodule"]["distance_mm"] == pytest.approx(0)
     assert found["per_lesion"]["consolidation"]["iou"] is None
+    turned = evaluate(truth, with_masks({"a": {"lung_nodule": a_mask(1)}}, "t"), QUICK)  # boxes against masks
+    assert turned.figures["boxes"]["per_lesion"]["lung_nodule"]["iou"] == pytest.approx(1)
     lost = {"lung_nodule": (LesionBox((0, 0, 0, 1, 1, 1)),)}
     far = FindingsSource(
         "p", {"a": CaseFindings("a", "a", boxes={"lung_nodule": (LesionBox((9, 9, 9, 1, 1, 1)),)})}

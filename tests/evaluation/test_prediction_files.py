@@ -228,3 +228,13 @@ def test_phantoms_are_their_own_truth(tmp_path: Path) -> None:
     shape = masks.shape_DHW
     assert all(masks.mask(key, shape).sum() == phantom.lesion_masks[key].sum() for key in LESION_KEYS)
     assert case.load_scan().shape_DHW == phantom.volume.shape_DHW
+
+
+@pytest.mark.real_data
+def test_ct_rates_own_tables_are_read_as_they_are(real_data: Path) -> None:
+    folder = real_data / "ct_rate_layout"
+    tables = [folder / "valid_predicted_labels.csv", folder / "validation_reports.csv"]
+    source = read_findings(tables, truth=True)
+    assert len(source.cases) == 1921
+    assert all(case.parts == {"labels", "reports"} for case in source.cases.values())
+    assert len({case.patient_id for case in source.cases.values()}) < 992  # some patients have two studies

@@ -130,15 +130,17 @@ class CollectedCases:
         self.labels.append(truth.scores_K if truth.scores_K is not None else unknown_K)
         if "reports" in parts and truth.report is not None:
             self.reports.append(ReportPair(truth.case_id, predicted.report, truth.report))
-        masks = predicted.load_masks() if predicted.load_masks and {"masks", "boxes"} & set(parts) else None
-        if masks is not None and "masks" in parts and truth.load_masks is not None:
-            self._add_masks(masks, truth, frozenset(drawn))
-        if "boxes" in parts and truth.boxes is not None:
-            found = predicted.boxes if predicted.boxes is not None else _boxes(masks)
-            self.boxes[truth.case_id] = (found, truth.boxes)
+        if {"masks", "boxes"} & set(parts):
+            masks, true = (_loaded(case, parts) for case in (predicted, truth))
+            if "masks" in parts and masks is not None and true is not None:
+                self._add_masks(masks, true, truth, frozenset(drawn))
+            if "boxes" in parts and (truth.boxes is not None or true is not None):
+                found = predicted.boxes if predicted.boxes is not None else _boxes(masks)
+                self.boxes[truth.case_id] = (found, truth.boxes if truth.boxes is not None else _boxes(true))
 
-    def _add_masks(self, predicted: LesionMasks, truth: CaseFindings, drawn: frozenset[str]) -> None:
-        true = truth.load_masks() if truth.load_masks else LesionMasks({}, None)
+    def _add_masks(
+        self, predicted: LesionMasks, true: LesionMasks, truth: CaseFindings, drawn: frozenset[str]
+    ) -> None:
         check_same_grid(predicted, true, truth.case_id)
         shape, spacing = predicted.shape_DHW or true.shape_DHW, predicted.spacing_mm or true.spacing_mm
         scan: Volume | None = None
@@ -191,6 +193,12 @@ class CollectedCases:
         of_lesion = [item for item in self.key_slices if item.lesion == score.lesion]
         if len(of_lesion) > self.key_slices_per_lesion:
             self.key_slices.remove(of_lesion[-1])
+
+
+def _loaded(case: CaseFindings, parts: Iterable[str]) -> LesionMasks | None:
+    """The masks of one side, where they are compared or stand for boxes that it lacks."""
+    needed = "masks" in parts or case.boxes is None
+    return case.load_masks() if needed and case.load_masks is not None else None
 
 
 def _boxes(masks: LesionMasks | None) -> CaseBoxes:

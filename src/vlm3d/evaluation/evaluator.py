@@ -148,7 +148,8 @@ def join(predictions: FindingsSource, truth: FindingsSource, *, common_only: boo
 
 def _comparable(part: Part, predictions: FindingsSource, truth: FindingsSource) -> bool:
     if part == "boxes":  # masks give boxes too
-        return "boxes" in truth.parts and bool(predictions.parts & {"boxes", "masks"})
+        both = (predictions.parts, truth.parts)
+        return any("boxes" in parts for parts in both) and all(parts & {"boxes", "masks"} for parts in both)
     return part in predictions.parts and part in truth.parts
 
 
