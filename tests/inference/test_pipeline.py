@@ -203,3 +203,13 @@ def test_a_dicom_series_and_the_nifti_made_from_it_predict_alike(
     assert one.prediction.lesions == two.prediction.lesions
     for key in LESION_KEYS:
         np.testing.assert_array_equal(one.masks[key], two.masks[key])
+
+
+def test_a_task_that_was_never_trained_is_named_in_the_note() -> None:
+    model = small_model()
+    model.training_status, model.untrained_tasks = "synthetic", ("generation",)
+    note = Pipeline(model, checkpoint="test")._training_note()
+    assert "synthetic phantoms" in note
+    assert "report writer was NOT TRAINED" in note
+    model.untrained_tasks = ()
+    assert "NOT TRAINED" not in Pipeline(model, checkpoint="test")._training_note()

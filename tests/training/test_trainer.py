@@ -47,6 +47,9 @@ def test_all_phases_end_in_a_checkpoint_that_predicts(
     assert note["status"] == model.training_status == "synthetic"
     assert note["training_cases"] == {"phantom": 5}
     metrics = read_metrics(tmp_path / "run")
+    assert model.untrained_tasks == ()
+    after_masks = VLM3DMultiTask.from_pretrained(tmp_path / "run" / "localization")
+    assert after_masks.untrained_tasks == ("generation",)
     assert {line["phase"] for line in metrics} == {"classification", "localization", "alignment", "joint"}
     assert any("valid/auroc" in line for line in metrics)
     assert any("valid/report_loss" in line for line in metrics)

@@ -27,6 +27,7 @@ from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.errors import ConfigError, ResourceError
 from vlm3d.inference.prediction import (
     TRAINING_NOTES,
+    UNTRAINED_TASK_NOTES,
     DiseaseFinding,
     LesionComponent,
     LesionFinding,
@@ -37,6 +38,7 @@ from vlm3d.inference.prediction import (
 )
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
+from vlm3d.labels import TASKS
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence, parse_report
@@ -232,7 +234,7 @@ class Pipeline:
             for name, probability in zip(self.model.disease_names, probabilities_K, strict=True)
         ]
         prediction = Prediction(
-            training_note=TRAINING_NOTES[self.model_info.training],
+            training_note=self._training_note(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
             settings=asdict(settings),
@@ -319,6 +321,12 @@ class Pipeline:
                 )
             )
         return findings, masks, pieces
+
+    def _training_note(self) -> str:
+        """What a reader must know of the weights, the tasks that they never learned included."""
+        status = self.model_info.training
+        untrained = [UNTRAINED_TASK_NOTES[task] for task in TASKS if task in self.model.untrained_tasks]
+        return " ".join([TRAINING_NOTES[status], *(untrained if status != "untrained" else [])]).strip()
 
     def _report(
         self,

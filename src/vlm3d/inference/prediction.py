@@ -18,6 +18,13 @@ TRAINING_NOTES: dict[Training, str] = {
     "trained": "",
 }
 
+UNTRAINED_TASK_NOTES: dict[str, str] = {
+    "classification": "The classifier was NOT TRAINED: its probabilities are random and mean nothing.",
+    "localization": "The localizer was NOT TRAINED: its masks are random and mean nothing.",
+    "generation": "The report writer was NOT TRAINED: its sentences are random and mean nothing.",
+}
+"""By task of the model, for weights of which only a part was trained."""
+
 
 class Model(BaseModel):
     """Base of the schema: unknown keys are refused on reading."""

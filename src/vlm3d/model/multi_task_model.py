@@ -89,6 +89,7 @@ class VLM3DMultiTask(nn.Module):
             },
         )
         self.training_status: checkpoint.Status = "untrained"
+        self.untrained_tasks: tuple[str, ...] = TASKS
         sizes = self.config.model
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":
@@ -474,7 +475,11 @@ class VLM3DMultiTask(nn.Module):
         Raises:
             OutputError: It cannot be written.
         """
-        note = {"status": self.training_status, **(training or {})}
+        note = {
+            "status": self.training_status,
+            "untrained_tasks": list(self.untrained_tasks),
+            **(training or {}),
+        }
         checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)
 
     @classmethod
@@ -517,6 +522,7 @@ class VLM3DMultiTask(nn.Module):
         )
         model.load_checkpoint_state_dict(state)
         model.training_status = training["status"]
+        model.untrained_tasks = tuple(training.get("untrained_tasks", ()))
         model.to(torch.device(device or "cpu"))
         if load_text:
             encoder = load_text_encoder(

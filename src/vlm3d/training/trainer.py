@@ -34,6 +34,7 @@ from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.extras import require
 from vlm3d.io import write_atomically
 from vlm3d.losses import MultiTaskLoss
+from vlm3d.model import checkpoint
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
 from vlm3d.training.data import Batch, ScanStream, batches
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
@@ -146,6 +147,7 @@ class Trainer:
             self.model.report_generator.load_llm(self.accelerator.device)
             if self.config.model.vision.gradient_checkpointing:
                 self.model.report_generator.llm.enable_gradient_checkpointing()  # type: ignore[union-attr]
+        self.model.untrained_tasks = tuple(t for t in self.model.untrained_tasks if t not in phase.tasks)
         self._set_trainable(phase)
         names = self._parameter_names()
         loss_parameters = [p for p in self.step_module.loss.parameters() if p.requires_grad]
@@ -335,6 +337,7 @@ class Trainer:
             sources[case.source] = sources.get(case.source, 0) + 1
         return {
             "status": self.model.training_status,
+            "untrained_tasks": list(self.model.untrained_tasks),
             "phase": self.state.phase,
             "phase_step": self.state.step,
             "total_steps": self.state.total_steps,
@@ -374,12 +377,11 @@ class Trainer:
         return model
 
     def _copy_weights(self, model: VLM3DMultiTask, folder: Path) -> None:
-        from vlm3d.model import checkpoint
-
         found = checkpoint.read_config(folder).model
         if found != self.config.model:
             raise ConfigError(f"{folder} holds another model than the settings ask for")
         model.load_checkpoint_state_dict(checkpoint.read_weights(folder))
+        model.untrained_tasks = tuple(checkpoint.read_training(folder).get("untrained_tasks", ()))
 
     def _load(self, folder: Path) -> None:
         self._copy_weights(self.model, folder)
