@@ -138,6 +138,9 @@ def test_a_truncated_file_and_a_missing_checkpoint_are_refused(run, files: Path,
     code, _, err = run("--checkpoint", files / "empty", "--data", store, "--split", "valid")
     assert code == 4
     assert "no checkpoint" in err
+    code, _, err = run("--checkpoint", files / "empty", "--data", store, "--split", "train")
+    assert code == 3
+    assert "no case of the split 'train'" in err
 
 
 def test_a_checkpoint_is_run_over_a_split_with_thresholds_of_another(run, files: Path, store: Path) -> None:

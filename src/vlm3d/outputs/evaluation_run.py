@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm3d.errors import ConfigError
+from vlm3d.errors import ConfigError, InputError
 from vlm3d.evaluation.evaluation_files import check_folder, write_evaluation
 from vlm3d.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate
 from vlm3d.evaluation.prediction_files import read_findings
@@ -89,6 +89,8 @@ def evaluate_checkpoint(
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     dataset = PreparedDataset(store, None if split == "all" else (split,))
+    if not dataset.cases:
+        raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
     say("loading the model")
     model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=reports, device=choose_device(device))
     thresholds = None
