@@ -17,6 +17,7 @@ from vlm3d.evaluation.bootstrap import (
     resample_means,
 )
 from vlm3d.evaluation.classification import classification_figures
+from vlm3d.evaluation.ranking import auroc_and_ap, rank
 
 NAMES = ("a", "b", "c")
 
@@ -120,3 +121,16 @@ def test_means_of_cases_are_resampled_around_what_is_known() -> None:
     np.testing.assert_allclose(drawn[:, 0], counts.T @ value[:, 0] / 4)
     assert set(np.isnan(drawn[:, 1])) == {True, False}
     assert np.nanmax(np.abs(drawn[:, 1] - 0.7)) < 1e-12
+
+
+def test_counts_past_single_precision_stay_exact() -> None:
+    ranking = rank(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, False, True, False]), cases=4)
+    weight = np.array([[2**24], [3], [2**23 + 1], [5]], dtype=np.float32)
+    area, precision = auroc_and_ap(ranking, weight)
+    first, wrong, second, last = (int(value) for value in weight[:, 0])
+    pairs = (first + second) * (wrong + last)
+    assert area[0] == pytest.approx(1 - second * wrong / 2 / pairs, abs=1e-14)
+    called = first + wrong + second
+    assert precision[0] == pytest.approx(
+        (first + second * (first + second) / called) / (first + second), abs=1e-14
+    )

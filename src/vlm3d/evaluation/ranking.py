@@ -103,9 +103,10 @@ def auroc_and_ap(ranking: Ranking, weight_NR: NDArray[np.float32]) -> tuple[Floa
     return auroc_R, ap_R
 
 
-def _block(ranking: Ranking, weight_NR: NDArray[np.float32]) -> tuple[Floats, Floats]:
+def _block(ranking: Ranking, weight_NR: NDArray[Any]) -> tuple[Floats, Floats]:
     # Counts are whole, so float32 holds them exactly while they are few enough, at half the memory traffic.
     exact = np.float32 if weight_NR.sum(axis=0).max() * ranking.most_cells_a_case < 2**23 else np.float64
+    weight_NR = weight_NR.astype(exact, copy=False)
     called_sR = _running_sum(ranking.cells_in_segment @ weight_NR, exact)
     hits_sR = _running_sum(ranking.positives_in_segment @ weight_NR, exact)
     alarms_sR = called_sR - hits_sR
@@ -125,7 +126,7 @@ def _weigh(weight_pR: NDArray[Any], value_pR: NDArray[Any]) -> Floats:
     return total
 
 
-def _running_sum(count_sR: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
+def _running_sum(count_sR: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """With a first row of zeros."""
     total_sR = np.empty((len(count_sR) + 1, count_sR.shape[1]), dtype=dtype)
     total_sR[0] = 0
