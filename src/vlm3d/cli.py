@@ -166,6 +166,9 @@ def evaluate(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="With --checkpoint: write and score reports.")
     ] = False,
+    bert_score: Annotated[
+        bool, typer.Option("--bert-score", help="Compare reports by the meaning of their words too (slow).")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for --checkpoint.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation.")] = False,
 ) -> None:
@@ -192,6 +195,7 @@ def evaluate(
         intervals=Intervals(resamples=resamples, seed=seed),
         common_only=common,
         key_slices=3 if page else 0,
+        bert_score=bert_score,
     )
 
     def say(line: str) -> None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.small_models import small_text_encoder
 from vlm3d.errors import ConfigError, InputError, MaskError, OutputError
+from vlm3d.evaluation import bert_score
 from vlm3d.evaluation.boxes import box_figures
 from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, LesionMasks
 from vlm3d.evaluation.classification import classification_figures
@@ -288,6 +290,19 @@ def test_reports_are_scored_by_words_and_by_findings() -> None:
     found = evaluate(source("p", truth_NK, reports=wrong), source("t", truth_NK, reports=texts), QUICK)
     assert found.figures["reports"]["clinical"]["crg"] == 1.0
     assert found.figures["reports"]["clinical"]["truth"] == "labels that were given"
+
+
+def test_bert_score_is_added_when_asked_and_names_its_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = small_text_encoder()
+    monkeypatch.setattr(bert_score, "load_text_encoder", lambda name: encoder)
+    reports = {f"case_{n}": text for n, text in enumerate(("No effusion.", "Emphysema on the left."))}
+    truth = source("t", labels(2), reports=reports)
+    chosen = EvaluationSettings(intervals=Intervals(resamples=20), bert_score=True)
+    figures = evaluate(source("p", scores(labels(2)), reports=reports), truth, chosen).figures
+    meaning = figures["reports"]["meaning"]
+    assert meaning["f1"]["value"] == pytest.approx(1, abs=1e-5)
+    assert meaning["encoder"] == encoder.name
+    assert f"BERTScore with {encoder.name}" in evaluation_text(figures)
 
 
 # --- settings and files --------------------------------------------------------------------------------------------

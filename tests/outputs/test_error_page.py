@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, LesionMasks
 from vlm3d.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate
 from vlm3d.evaluation.intervals import Intervals
+from vlm3d.evaluation.tables import evaluation_text
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.outputs.error_page import render_error_page
 from vlm3d.outputs.svg_plots import Point, curve_plot, heat_map, interval_bar, reliability_plot, scatter_plot
@@ -139,6 +140,15 @@ def test_a_trained_systems_page_warns_of_nothing_but_its_use() -> None:
     found = render_error_page(evaluation(4, training="trained")).partition("<main>")[2]
     assert "banner" not in found
     assert "not a medical device" in found
+
+
+def test_tasks_that_the_weights_never_learned_are_named() -> None:
+    found = evaluation(4)
+    found.figures["untrained_tasks"] = ["generation"]
+    page = render_error_page(found)
+    assert "synthetic phantoms only" in page
+    assert "The report writer was NOT TRAINED" in page
+    assert "NOT TRAINED, random: generation" in evaluation_text(found.figures)
 
 
 def test_hostile_ids_names_and_reports_are_text() -> None:

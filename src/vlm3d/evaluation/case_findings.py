@@ -133,12 +133,14 @@ class FindingsSource:
         cases: By case id.
         lesion_keys: Lesions that it draws anywhere; a predicted case without a file for one of them shows none.
         training: How the weights behind it were trained, where that is known.
+        training_note: What a reader must know of these weights, in words.
     """
 
     name: str
     cases: Mapping[str, CaseFindings]
     lesion_keys: frozenset[str] = frozenset()
     training: Training | None = None
+    training_note: str = ""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -173,6 +175,7 @@ def merged(sources: Iterable[FindingsSource]) -> FindingsSource:
         cases,
         frozenset().union(*(source.lesion_keys for source in listed)),
         least_trained(source.training for source in listed),
+        " ".join(dict.fromkeys(source.training_note for source in listed if source.training_note)),
     )
 
 

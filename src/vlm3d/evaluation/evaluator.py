@@ -47,6 +47,7 @@ class EvaluationSettings:
         intervals: How uncertainty is drawn.
         common_only: Leave out cases that only one side knows, instead of refusing them.
         key_slices: How many of the worst of each lesion keep a picture.
+        bert_score: Compare reports by the meaning of their words too, with the embedded text encoder.
     """
 
     threshold: float = 0.5
@@ -54,6 +55,7 @@ class EvaluationSettings:
     intervals: Intervals = field(default_factory=Intervals)
     common_only: bool = False
     key_slices: int = 0
+    bert_score: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -76,12 +78,19 @@ class Evaluation:
         cases: What was compared, case by case.
         thresholds: Where probabilities were cut.
         training: How the weights behind the predictions were trained, where that is known.
+        training_note: What a reader must know of these weights, in words, where the predictions say so.
     """
 
     figures: dict[str, Any]
     cases: CollectedCases
     thresholds: Thresholds
     training: Training | None = None
+    training_note: str = ""
+
+    @property
+    def untrained_tasks(self) -> tuple[str, ...]:
+        """Of the model's tasks, those that its weights never learned."""
+        return tuple(self.figures["untrained_tasks"])
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,7 @@ def evaluate(
         predictions=predictions.name,
         truth=truth.name,
         training=predictions.training,
+        training_note=predictions.training_note,
         left_out=joined.left_out,
     )
     if rival is not None:
@@ -235,6 +245,8 @@ def evaluated(
     predictions: str,
     truth: str,
     training: Training | None = None,
+    training_note: str = "",
+    untrained_tasks: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> Evaluation:
     """All figures of compared cases, wherever they came from.
@@ -246,6 +258,8 @@ def evaluated(
         predictions: What the system is called.
         truth: What the truth is called.
         training: How its weights were trained.
+        training_note: What a reader must know of them, in words.
+        untrained_tasks: Of the model's tasks, those that they never learned.
         left_out: Cases that were not compared.
     """
     figures: dict[str, Any] = {
@@ -253,6 +267,7 @@ def evaluated(
         "vlm3d": VERSION,
         "predictions": predictions,
         "training": training,
+        "untrained_tasks": list(untrained_tasks),
         "truth": truth,
         "cases": len(cases.case_ids),
         "patients": len(set(cases.patient_ids)),
@@ -268,8 +283,8 @@ def evaluated(
     if cases.boxes:
         figures["boxes"] = box_section(cases)
     if cases.reports:
-        figures["reports"] = report_section(cases, settings.intervals)
-    return Evaluation(as_json(figures), cases, thresholds, training)
+        figures["reports"] = report_section(cases, settings.intervals, with_bert_score=settings.bert_score)
+    return Evaluation(as_json(figures), cases, thresholds, training, training_note)
 
 
 def _compared(

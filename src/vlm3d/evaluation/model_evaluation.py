@@ -106,6 +106,7 @@ def evaluate_model(
         predictions=name,
         truth=dataset.store.name,
         training=model.training_status,
+        untrained_tasks=model.untrained_tasks,
     )
 
 

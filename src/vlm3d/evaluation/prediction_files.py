@@ -217,6 +217,7 @@ def _read_predictions(folder: Path, files: list[Path]) -> FindingsSource:
     alone = len(files) == 1 and files[0].parent == folder
     cases: dict[str, CaseFindings] = {}
     statuses: set[str] = set()
+    notes: dict[str, None] = {}
     with_masks: set[str] = set()
     for file, content in contents.items():
         try:
@@ -225,6 +226,7 @@ def _read_predictions(folder: Path, files: list[Path]) -> FindingsSource:
             report = content["report"]["text"] if content["report"]["generated"] else None
             masks = {item["key"]: item["mask_file"] for item in content["lesions"] if item["mask_file"]}
             statuses.add(content["model"]["training"])
+            notes[str(content["training_note"])] = None
         except (KeyError, TypeError) as error:
             raise UnreadableFileError(
                 f"{file} is no prediction of vlm3d: {error} is missing in it"
@@ -239,7 +241,7 @@ def _read_predictions(folder: Path, files: list[Path]) -> FindingsSource:
             report,
             partial(load_files, paths) if paths else None,
         )
-    return FindingsSource(folder.name, cases, frozenset(with_masks), least_trained(statuses))
+    return FindingsSource(folder.name, cases, frozenset(with_masks), least_trained(statuses), " ".join(notes))
 
 
 def _named_scores(diseases: list[dict[str, Any]], file: Path) -> Floats:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm3d.evaluation.bootstrap import bootstrap_classification, interval
+from vlm3d.evaluation.bootstrap import bootstrap_classification, interval, resample_means
 from vlm3d.evaluation.classification import classification_figures
 from vlm3d.evaluation.collected import CollectedCases
 from vlm3d.evaluation.intervals import Intervals
@@ -25,6 +25,8 @@ def report_section(
     intervals: Intervals,
     labeler: ReportLabeler | None = None,
     labeler_name: str = RULES_NAME,
+    *,
+    with_bert_score: bool = False,
 ) -> dict[str, Any]:
     """Text figures in both readings over the reports that were written, and clinical figures over all.
 
@@ -40,6 +42,13 @@ def report_section(
                 [pair.predicted or "" for pair in written],
                 [pair.truth for pair in written],
                 reading,
+                patients,
+                intervals,
+            )
+        if with_bert_score:
+            section["meaning"] = _bert_figures(
+                [pair.predicted or "" for pair in written],
+                [pair.truth for pair in written],
                 patients,
                 intervals,
             )
@@ -84,6 +93,26 @@ def _text_figures(
         return dict(scores.figures)
     drawn = scores.resampled(patient_ids=patients, resamples=intervals.resamples, seed=intervals.seed)
     return {name: interval(value, drawn[name], intervals.level) for name, value in scores.figures.items()}
+
+
+def _bert_figures(
+    predicted: Sequence[str], truth: Sequence[str], patients: Sequence[str], intervals: Intervals
+) -> dict[str, Any]:
+    """BERTScore with the name of its encoder."""
+    from vlm3d.evaluation.bert_score import bert_score
+
+    scores = bert_score(predicted, truth)
+    value_NM = np.stack([scores.precision_N, scores.recall_N, scores.f1_N], axis=1)
+    names = ("precision", "recall", "f1")
+    figures: dict[str, Any] = dict(zip(names, value_NM.mean(axis=0).tolist(), strict=True))
+    if intervals.resamples:
+        drawn_RM = resample_means(
+            value_NM, patient_ids=patients, resamples=intervals.resamples, seed=intervals.seed
+        )
+        figures = {
+            name: interval(figures[name], drawn_RM[:, m], intervals.level) for m, name in enumerate(names)
+        }
+    return {"encoder": scores.encoder, **figures}
 
 
 def _clinical(

@@ -28,6 +28,8 @@ def evaluation_text(figures: Mapping[str, Any]) -> str:
             "synthetic": "trained on synthetic phantoms only",
         }
         lines.append(f"weights: {words[figures['training']]}")
+    if figures["training"] != "untrained" and figures["untrained_tasks"]:
+        lines.append(f"NOT TRAINED, random: {', '.join(figures['untrained_tasks'])}")
     intervals = figures["intervals"]
     if intervals["resamples"]:
         lines.append(
@@ -124,6 +126,10 @@ def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str
     for reading, title in titles.items():
         if reading in content:
             lines += [f"{title}:", *(f"  {name} {number(value)}" for name, value in content[reading].items())]
+    if "meaning" in content:
+        meaning = content["meaning"]
+        values = ", ".join(f"{name} {number(meaning[name])}" for name in ("precision", "recall", "f1"))
+        lines.append(f"BERTScore with {meaning['encoder']}: {values}")
     clinical = content["clinical"]
     columns = ("f1", "precision", "recall", "accuracy")
     rows = [

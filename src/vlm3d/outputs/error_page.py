@@ -27,7 +27,7 @@ from vlm3d.evaluation.error_analysis import (
 from vlm3d.evaluation.evaluator import Evaluation
 from vlm3d.evaluation.localization import SURFACE_TOLERANCE_MM
 from vlm3d.evaluation.tables import number, short
-from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES
+from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, UNTRAINED_TASK_NOTES
 from vlm3d.labels import DISEASE_NAMES, LESIONS
 from vlm3d.outputs.report_text import printable
 from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, Figure, body_box, figure, outlines_on
@@ -82,7 +82,7 @@ def render_error_page(evaluation: Evaluation) -> str:
     return _template().render(
         figures=figures,
         training=evaluation.training,
-        warning=TRAINING_NOTES[evaluation.training] if evaluation.training is not None else "",
+        warning=_warning(evaluation),
         disclaimer=DISCLAIMER,
         summary=_summary(figures),
         diseases=DISEASE_NAMES,
@@ -100,6 +100,16 @@ def render_error_page(evaluation: Evaluation) -> str:
         bar=_bar,
         style=Markup(_asset("error_page.css")),
     )
+
+
+def _warning(evaluation: Evaluation) -> str:
+    """What a reader must know of the weights, the tasks that they never learned included."""
+    if evaluation.training is None or evaluation.training_note:
+        return evaluation.training_note
+    notes = [TRAINING_NOTES[evaluation.training]]
+    if evaluation.training != "untrained":
+        notes += [UNTRAINED_TASK_NOTES[task] for task in evaluation.untrained_tasks]
+    return " ".join(notes).strip()
 
 
 def _summary(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
