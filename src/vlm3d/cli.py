@@ -151,6 +151,9 @@ def evaluate(
             help="Tune thresholds on these predictions of other patients (--checkpoint: on this split)."
         ),
     ] = None,
+    tune_against: Annotated[
+        list[Path] | None, typer.Option(help="The second system's predictions of the same other patients.")
+    ] = None,
     tune_truth: Annotated[
         list[Path] | None, typer.Option(help="Labels for --tune-on, if --truth lacks them.")
     ] = None,
@@ -179,7 +182,7 @@ def evaluate(
         raise _usage("give PREDICTIONS with --truth, or --checkpoint with --data")
     if checkpoint is None and not truth:
         raise _usage("PREDICTIONS need --truth to be compared with")
-    if checkpoint is not None and (truth or against or tune_truth or len(tune_on or []) > 1):
+    if checkpoint is not None and (truth or against or tune_against or tune_truth or len(tune_on or []) > 1):
         raise _usage("--checkpoint takes its truth from --data; --tune-on is one of its splits")
     from vlm3d.evaluation.evaluation_files import check_folder
     from vlm3d.evaluation.evaluator import EvaluationSettings
@@ -213,6 +216,7 @@ def evaluate(
             settings,
             against=against or [],
             tune_on=[Path(name) for name in tune_on or []],
+            tune_against=tune_against or [],
             tune_truth=tune_truth or [],
             say=say,
         )

@@ -158,6 +158,7 @@ def test_two_systems_are_compared_on_the_same_patients() -> None:
     assert found["against"] == "bad"
     assert 0 < macro["low"] < macro["value"]
     assert macro["p_value"] < 0.05
+    assert found["thresholds"] == "0.5 for every disease"
     same = evaluate(good, source("t", truth_NK), chosen, against=good).figures["comparison"]
     assert same["classification"]["macro"]["auroc"]["value"] == 0
     assert same["classification"]["macro"]["auroc"]["p_value"] == 1

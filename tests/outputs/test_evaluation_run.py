@@ -71,6 +71,7 @@ def test_files_are_scored_compared_tuned_and_written_with_a_page(run, files: Pat
         *("--truth", files / "ground_truth.csv", "--truth", files / "true_reports.json"),
         *("--against", files / "bad.json", "--against", files / "reports.json"),
         *("--tune-on", files / "good_tuning.json", "--tune-truth", files / "tuning_truth.csv"),
+        *("--tune-against", files / "bad_tuning.json"),
         *("--resamples", 50, "--out", files / "out", "--page"),
     )
     assert code == 0, err
@@ -79,6 +80,7 @@ def test_files_are_scored_compared_tuned_and_written_with_a_page(run, files: Pat
     assert str(files / "out" / "evaluation.html") in out
     figures = json.loads((files / "out" / "evaluation.json").read_text())
     assert figures["comparison"]["against"] == "bad.json + reports.json"
+    assert figures["comparison"]["thresholds"] == "highest F1 on bad_tuning.json (12 cases)"
     assert figures["comparison"]["classification"]["macro"]["auroc"]["value"] > 0
     page = (files / "out" / "evaluation.html").read_text()
     assert "Comparison" in page
@@ -116,6 +118,7 @@ def test_cases_that_differ_are_named_in_one_line_or_left_out_when_asked(run, fil
         ("good.json",),
         ("good.json", "--truth", "t.csv", "--checkpoint", "c", "--data", "s"),
         ("--checkpoint", "c"),
+        ("good.json", "--truth", "t.csv", "--tune-against", "bad.json"),
         ("good.json", "--truth", "t.csv", "--page"),
         ("good.json", "--truth", "t.csv", "--objective", "luck"),
         ("good.json", "--truth", "t.csv", "--threshold", "1.5"),

@@ -177,6 +177,7 @@ def evaluate(
     *,
     against: FindingsSource | None = None,
     tune_on: tuple[FindingsSource, FindingsSource] | None = None,
+    tune_against: tuple[FindingsSource, FindingsSource] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a system.
@@ -187,6 +188,7 @@ def evaluate(
         settings: How.
         against: A second system on the same cases, for a paired test.
         tune_on: Predictions and truth of other patients, from which each disease's threshold is taken.
+        tune_against: The same for the second system; without it, it is cut at `settings.threshold`.
         progress: Called with the number of cases done and of all.
 
     Raises:
@@ -199,10 +201,11 @@ def evaluate(
     if rival is not None:
         check_same_cases(rival.case_ids, joined.case_ids, rival.predictions.name, predictions.name)
     patients = {truth.cases[case_id].patient_id for case_id in joined.case_ids}
-    thresholds = (
+    thresholds, rival_thresholds = (
         Thresholds.fixed(settings.threshold)
-        if tune_on is None
-        else tuned_thresholds(*tune_on, settings.objective, evaluated_patients=patients)
+        if tuning is None
+        else tuned_thresholds(*tuning, settings.objective, evaluated_patients=patients)
+        for tuning in (tune_on, tune_against)
     )
     cases = collect(joined, settings, progress)
     evaluation = evaluated(
@@ -220,8 +223,8 @@ def evaluate(
         evaluation.figures["comparison"] = {
             "against": rival.predictions.name,
             "training": rival.predictions.training,
-            "thresholds_of_both": thresholds.source,
-            **as_json(_compared(cases, other, settings, thresholds)),
+            "thresholds": rival_thresholds.source,
+            **as_json(_compared((cases, thresholds), (other, rival_thresholds), settings.intervals)),
         }
     return evaluation
 
@@ -288,10 +291,11 @@ def evaluated(
 
 
 def _compared(
-    first: CollectedCases, second: CollectedCases, settings: EvaluationSettings, thresholds: Thresholds
+    first: tuple[CollectedCases, Thresholds], second: tuple[CollectedCases, Thresholds], intervals: Intervals
 ) -> dict[str, Any]:
-    drawn = [resampled_classification(cases, thresholds, settings.intervals) for cases in (first, second)]
-    return comparison_section(first, second, (drawn[0], drawn[1]), settings.intervals)
+    """Each system with its own thresholds, over the same resamples of patients."""
+    drawn = [resampled_classification(cases, thresholds, intervals) for cases, thresholds in (first, second)]
+    return comparison_section(first[0], second[0], (drawn[0], drawn[1]), intervals)
 
 
 def tuned_thresholds(

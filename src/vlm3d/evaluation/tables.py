@@ -143,7 +143,10 @@ def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str
 
 
 def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    lines = [f"{figures['predictions']} minus {content['against']}, the same patients in every resample"]
+    lines = [
+        f"{figures['predictions']} minus {content['against']}, the same patients in every resample",
+        f"thresholds of {content['against']}: {content['thresholds']}",
+    ]
     found = content.get("classification")
     if found is not None:
         lines += [f"  macro {name}: {number(found['macro'][name])}" for name in ("auroc", "ap", "f1")]

@@ -22,6 +22,7 @@ def evaluate_files(
     *,
     against: Sequence[Path] = (),
     tune_on: Sequence[Path] = (),
+    tune_against: Sequence[Path] = (),
     tune_truth: Sequence[Path] = (),
     say: Say,
 ) -> Evaluation:
@@ -33,6 +34,7 @@ def evaluate_files(
         settings: How figures are computed.
         against: Of a second system, for a paired test.
         tune_on: The first system's predictions on the split that thresholds are tuned on.
+        tune_against: The second system's predictions on that split.
         tune_truth: Labels of that split, where they are not in `truth`.
         say: Receives lines of progress.
 
@@ -41,16 +43,17 @@ def evaluate_files(
     """
     if tune_truth and not tune_on:
         raise ConfigError("--tune-truth goes with --tune-on, which names the predictions to tune on")
+    if tune_against and not (tune_on and against):
+        raise ConfigError("--tune-against goes with --tune-on and --against: both systems are tuned alike")
     true = read_findings(truth, truth=True)
-    tuning = None
-    if tune_on:
-        tuning = (read_findings(tune_on), read_findings(tune_truth, truth=True) if tune_truth else true)
+    tuning_truth = read_findings(tune_truth, truth=True) if tune_truth else true
     return evaluate(
         read_findings(predictions),
         true,
         settings,
         against=read_findings(against) if against else None,
-        tune_on=tuning,
+        tune_on=(read_findings(tune_on), tuning_truth) if tune_on else None,
+        tune_against=(read_findings(tune_against), tuning_truth) if tune_against else None,
         progress=_every_tenth(say, "case"),
     )
 
