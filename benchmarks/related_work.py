@@ -260,6 +260,7 @@ def measure(key: str, inputs: Inputs, arguments: argparse.Namespace) -> dict[str
     from related_work_scoring import score_row
     from vlm3d.io import write_atomically
 
+    _make_folder(arguments.out)
     torch.manual_seed(inputs.config.training.seed)
     row = ROWS[key].build(inputs, arguments)
     row.peak_lr *= arguments.lr_factor
@@ -296,10 +297,10 @@ def measure(key: str, inputs: Inputs, arguments: argparse.Namespace) -> dict[str
 def _headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Macro AUROC with its interval, and macro Dice; None where a row does not say it."""
     classification, localization = figures.get("classification"), figures.get("localization")
-    auroc = None if classification is None else classification["macro"]["auroc"]
+    auroc = {} if classification is None else classification["macro"]["auroc"]
     return {
-        "auroc": None if auroc is None else auroc["value"],
-        "auroc_interval": None if auroc is None else [auroc["low"], auroc["high"]],
+        "auroc": auroc.get("value"),
+        "auroc_interval": [auroc.get("low"), auroc.get("high")],
         "dice": None if localization is None else localization["macro"]["dice"],
         "cases": figures["cases"],
     }
@@ -336,19 +337,13 @@ def _run(inputs: Inputs, arguments: argparse.Namespace, argv: Sequence[str]) -> 
     settings = settings_of(inputs, arguments)
     chosen = [key for key in ROWS if key in arguments.rows]
     found = {key: read_result(arguments.out, key, settings) for key in chosen}
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{arguments.out} cannot be made: {error.strerror}; choose another --out"
-        ) from error
+    _make_folder(arguments.out)
     print(json.dumps(machine()), flush=True)
     failed = []
     for key in chosen:
         if found[key] is None:
-            command = [sys.executable, __file__, *argv, "--child", key]
-            ended = subprocess.run(command, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-            found[key] = read_result(arguments.out, key, settings) if ended.returncode == 0 else None
+            ended = run_child([*argv, "--child", key])
+            found[key] = read_result(arguments.out, key, settings) if ended == 0 else None
         result = found[key]
         if result is None:
             failed.append(key)
@@ -359,6 +354,12 @@ def _run(inputs: Inputs, arguments: argparse.Namespace, argv: Sequence[str]) -> 
     if failed:
         print(f"without a result: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_child(argv: Sequence[str]) -> int:
+    """This script again, for one row; what it logs goes where this process's goes. Returns its exit code."""
+    command = [sys.executable, __file__, *argv]
+    return subprocess.run(command, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode
 
 
 def read_result(folder: Path, key: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -384,6 +385,13 @@ def read_result(folder: Path, key: str, settings: Mapping[str, Any]) -> dict[str
                 "rows of one table are measured alike; give the same settings or another --out"
             )
     return result
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}; choose another --out") from error
 
 
 def _result_file(folder: Path, key: str) -> Path:

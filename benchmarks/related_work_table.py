@@ -26,7 +26,8 @@ def _auroc(row: Mapping[str, Any]) -> str | None:
     if row["auroc"] is None:
         return None
     low, high = row["auroc_interval"]
-    return f"{row['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+    interval = "-" if low is None or high is None else f"{low:.3f}, {high:.3f}"
+    return f"{row['auroc']:.3f} [{interval}]"
 
 
 COLUMNS = (
