@@ -5,8 +5,8 @@
 Masks: Dice, IoU, HD95 and lesion matching of five 240 x 480 x 480 masks, against MONAI's Dice, IoU and HD95 (which match
 no lesions). Bootstrap: 1,000 resamples of every classification figure of 3,000 cases x 18 diseases, against scikit-learn
 in a loop over 20 resamples, scaled to 1,000. Reports: BLEU, ROUGE-L, CIDEr and METEOR of 1,500 reports, against
-pycocoevalcap without METEOR (which needs Java). Each side runs in a process of its own on one thread, twice, and its better time
-counts; ratios are theirs / ours.
+pycocoevalcap without METEOR (which needs Java). Each side runs in a process of its own on one thread, twice, and its better
+time counts; ratios are theirs / ours.
 """
 
 from __future__ import annotations
