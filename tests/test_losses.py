@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from vlm3d.losses import (
     GradNorm,
     MultiTaskLoss,
-    attention_guidance_loss,
     classification_loss,
     dice_bce_loss,
+    evidence_loss,
     scale_consistency_loss,
     stack_lesion_masks,
     text_alignment_loss,
@@ -141,15 +141,24 @@ def test_gradnorm_raises_the_weak_task_and_keeps_the_sum() -> None:
     assert weights["generation"] == 1.0
 
 
-def test_looking_away_from_a_known_place_costs_and_unknown_places_cost_nothing() -> None:
+def test_patches_are_told_apart_where_places_are_known_and_not_elsewhere() -> None:
     guidance = torch.zeros(2, 3, 1, 2, 2, dtype=torch.bool)
     guidance[0, 1, 0, 1, 1] = True
-    labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, float("nan"), 1.0]])
-    attention = torch.full((2, 3, 4), 0.1)
-    attention[0, 1] = torch.tensor([0.1, 0.1, 0.1, 0.5])
-    loss = attention_guidance_loss(attention, guidance, labels)
-    torch.testing.assert_close(loss, -torch.log(torch.tensor(0.5 + 1e-6)))
-    guidance[0, 1] = False
-    assert float(attention_guidance_loss(attention, guidance, labels)) == 0.0
-    guidance[0, 2, 0, 0, 0] = True  # a negative label is not looked for
-    assert float(attention_guidance_loss(attention, guidance, labels)) == 0.0
+    # known: disease 1 of the first scan, by its place; disease 2 of the first and 0 of the second, as absent
+    labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, math.nan, 1.0]])
+    evidence = torch.randn(2, 3, 4, requires_grad=True)
+    loss = evidence_loss(evidence, guidance, labels)
+    softplus = torch.nn.functional.softplus
+    placed = softplus(-evidence[0, 1, 3]) + softplus(evidence[0, 1, :3]).mean()
+    absent = softplus(evidence[0, 2]).mean() + softplus(evidence[1, 0]).mean()
+    torch.testing.assert_close(loss, (placed + absent) / 3)
+    loss.backward()
+    assert evidence.grad is not None
+    untouched = evidence.grad.abs().sum(dim=-1) == 0
+    assert untouched.tolist() == [[True, False, False], [False, True, True]]
+
+
+def test_without_known_places_and_labels_evidence_costs_nothing() -> None:
+    labels = torch.tensor([[1.0, math.nan]])
+    guidance = torch.zeros(1, 2, 1, 1, 4, dtype=torch.bool)
+    assert float(evidence_loss(torch.randn(1, 2, 4), guidance, labels)) == 0.0

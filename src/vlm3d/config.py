@@ -166,10 +166,10 @@ class LossConfig(Section):
         0.1, ge=0, description="Weight of the text-alignment term of localization."
     )
     consistency_weight: float = Field(0.05, ge=0, description="Weight of the consistency between scales.")
-    attention_weight: float = Field(
-        0.1,
+    evidence_weight: float = Field(
+        0.5,
         ge=0,
-        description="Weight of looking where a disease is known to be, within classification; 0 leaves it free.",
+        description="Weight of telling patches that show a disease from others, within classification; 0 leaves it out.",
     )
 
 

@@ -78,21 +78,25 @@ def text_alignment_loss(
     return -(share * log_probability).sum() / share.sum().clamp(min=1e-6)
 
 
-def attention_guidance_loss(attention_BKN: Tensor, guidance_BKZYX: Tensor, labels_BK: Tensor) -> Tensor:
-    """A classifier that calls a disease must have looked where it is.
+def evidence_loss(evidence_BKN: Tensor, guidance_BKZYX: Tensor, labels_BK: Tensor) -> Tensor:
+    """A patch that shows a disease must look like it, and one that does not must not.
 
-    ``-log`` of the attention that falls on the patches in which a disease can be seen, averaged over positive labels
-    whose place is known; the others say nothing.
+    Binary cross-entropy of the logits of the classifier's attention, patch by patch: the mean over patches that show the
+    disease plus the mean over those that do not, so that two patches of a nodule weigh as much as all others. Averaged
+    over positive labels whose place is known and over negative labels, where no patch shows it; the others say nothing.
 
     Args:
-        attention_BKN: Attention of each disease over the patches; rows sum to at most 1.
+        evidence_BKN: Logits over the patches.
         guidance_BKZYX: True where a patch shows the disease; False throughout where its place is not known.
         labels_BK: 0, 1, or NaN where unknown.
     """
     shown_BKN = guidance_BKZYX.flatten(2)
-    seen_BK = (attention_BKN.float() * shown_BKN).sum(dim=-1)
-    counts_BK = shown_BKN.any(dim=-1) & (labels_BK > 0.5)
-    return -(torch.log(seen_BK + 1e-6) * counts_BK).sum() / counts_BK.sum().clamp(min=1)
+    counts_BK = torch.where(labels_BK > 0.5, shown_BKN.any(dim=-1), labels_BK < 0.5)
+    shown_BKN = shown_BKN & (labels_BK > 0.5).unsqueeze(-1)
+    loss_BKN = F.binary_cross_entropy_with_logits(evidence_BKN.float(), shown_BKN.float(), reduction="none")
+    inside_BK = (loss_BKN * shown_BKN).sum(-1) / shown_BKN.sum(-1).clamp(min=1)
+    outside_BK = (loss_BKN * ~shown_BKN).sum(-1) / (~shown_BKN).sum(-1).clamp(min=1)
+    return ((inside_BK + outside_BK) * counts_BK).sum() / counts_BK.sum().clamp(min=1)
 
 
 def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[Tensor]) -> Tensor:
@@ -157,7 +161,7 @@ class MultiTaskLoss(nn.Module):
         class_weights: (K,), see `classification_loss`.
         text_alignment_weight: Of `text_alignment_loss` within localization.
         consistency_weight: Of `scale_consistency_loss` within localization.
-        attention_weight: Of `attention_guidance_loss` within classification, where places are known.
+        evidence_weight: Of `evidence_loss` within classification, where places are known.
     """
 
     def __init__(
@@ -170,7 +174,7 @@ class MultiTaskLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
         text_alignment_weight: float = 0.1,
         consistency_weight: float = 0.05,
-        attention_weight: float = 0.0,
+        evidence_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if balancing not in ("fixed", "uncertainty", "gradnorm"):
@@ -182,7 +186,7 @@ class MultiTaskLoss(nn.Module):
         self.focal_gamma = focal_gamma
         self.text_alignment_weight = text_alignment_weight
         self.consistency_weight = consistency_weight
-        self.attention_weight = attention_weight
+        self.evidence_weight = evidence_weight
         self.start_weights: Tensor
         self.class_weights: Tensor | None
         self.register_buffer("start_weights", start)
@@ -201,7 +205,7 @@ class MultiTaskLoss(nn.Module):
         Args:
             outputs: What `VLM3DMultiTask.forward` returned; only tasks that were run are in it.
             batch: ``disease_labels`` (B, K); ``lesion_masks`` (see `stack_lesion_masks`) on the grid of the mask logits;
-                ``guidance`` (B, K, Z, Y, X), see `attention_guidance_loss`. The report loss is already in the outputs: the
+                ``guidance`` (B, K, Z, Y, X), see `evidence_loss`. The report loss is already in the outputs: the
                 language model computes it.
 
         Returns:
@@ -224,11 +228,11 @@ class MultiTaskLoss(nn.Module):
             output["logits"], labels, focal_gamma=self.focal_gamma, class_weights_K=self.class_weights
         )
         guidance = batch.get("guidance")
-        if not self.attention_weight or guidance is None:
+        if not self.evidence_weight or guidance is None:
             return loss
         patches = guidance[0, 0].numel()  # regions come first among what is looked at, then the patches
-        attention_BKN = output["attention"][..., -patches:]
-        return loss + self.attention_weight * attention_guidance_loss(attention_BKN, guidance, labels)
+        evidence_BKN = output["evidence"][..., -patches:]
+        return loss + self.evidence_weight * evidence_loss(evidence_BKN, guidance, labels)
 
     def _localization(self, output: Mapping[str, Any], lesion_masks: Mapping[str, Tensor] | Tensor) -> Tensor:
         logits = output["mask_logits"]

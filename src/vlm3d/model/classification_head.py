@@ -99,15 +99,16 @@ class MultiLabelClassifier(nn.Module):
         """Classify a batch.
 
         Returns:
-            ``logits_BK``, ``probabilities_BK`` and ``attention_BKM``: where each disease looked, over the M = R + N
-            region and patch features.
+            ``logits_BK``, ``probabilities_BK``, ``attention_BKM``: where each disease looked, over the M = R + N region and
+            patch features, and ``evidence_BKM``: the logits of that attention.
         """
         through_encoder = self.training and self.text_encoder is not None
         embedding_KT = self._encode_prompts() if through_encoder else self.prompt_embedding
         text_KS = F.normalize(self.text_projection(embedding_KT), dim=-1)
 
         local_BMC = self.norm_image(torch.cat([features.region_BRC, features.patch_BNC], dim=1))
-        attention_BKM = self._look(text_KS, local_BMC, features)
+        evidence_BKM = text_KS @ self.local_key(local_BMC).transpose(1, 2)
+        attention_BKM = _over_what_is_there(evidence_BKM, features).softmax(dim=-1)
         looked_BKS = attention_BKM @ self.local_value(local_BMC)
         global_B1S = self.global_projection(self.norm_image(features.global_BC)).unsqueeze(1)
         image_BKS = F.normalize(self.dropout(global_B1S + looked_BKS), dim=-1)
@@ -117,11 +118,12 @@ class MultiLabelClassifier(nn.Module):
             "logits_BK": logits_BK,
             "probabilities_BK": logits_BK.sigmoid(),
             "attention_BKM": attention_BKM,
+            "evidence_BKM": evidence_BKM,
         }
 
-    def _look(self, text_KS: Tensor, local_BMC: Tensor, features: VisionFeatures) -> Tensor:
-        """Softmax over present regions and all patches; text has unit length, so the keys set the sharpness."""
-        logits_BKM = text_KS @ self.local_key(local_BMC).transpose(1, 2)
-        absent_BR = ~features.region_present_BR
-        absent_BM = F.pad(absent_BR, (0, local_BMC.shape[1] - absent_BR.shape[1]))
-        return logits_BKM.masked_fill(absent_BM.unsqueeze(1), float("-inf")).softmax(dim=-1)
+
+def _over_what_is_there(logits_BKM: Tensor, features: VisionFeatures) -> Tensor:
+    """The logits with minus infinity at regions that a scan lacks."""
+    absent_BR = ~features.region_present_BR
+    absent_BM = F.pad(absent_BR, (0, logits_BKM.shape[-1] - absent_BR.shape[1]))
+    return logits_BKM.masked_fill(absent_BM.unsqueeze(1), float("-inf"))

@@ -136,12 +136,13 @@ class VLM3DMultiTask(nn.Module):
         return self.vision_encoder(ct_volume, segmentation_mask)
 
     def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
-        """``logits`` and ``probabilities`` (B, K), and ``attention`` (B, K, R + N): where each disease looked."""
+        """``logits``, ``probabilities`` (B, K), ``attention`` (B, K, R + N): where each disease looked, ``evidence``: why."""
         found = self.classifier(features)
         return {
             "logits": found["logits_BK"],
             "probabilities": found["probabilities_BK"],
             "attention": found["attention_BKM"],
+            "evidence": found["evidence_BKM"],
         }
 
     def localize(
