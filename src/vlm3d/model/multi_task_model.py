@@ -136,7 +136,7 @@ class VLM3DMultiTask(nn.Module):
         return self.vision_encoder(ct_volume, segmentation_mask)
 
     def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
-        """``logits``, ``probabilities`` (B, K), ``attention`` (B, K, R + N): where each disease looked, ``evidence``: why."""
+        """``logits``, ``probabilities`` (B, K); ``attention`` (B, K, R + N): where each disease looked; ``evidence``."""
         found = self.classifier(features)
         return {
             "logits": found["logits_BK"],
