@@ -319,6 +319,62 @@ class JointPhase(PhaseConfig):
     predicted_findings: float = 0.5
 
 
+class GrpoPhase(PhaseConfig):
+    """Phase 3: reports are sampled, rewarded, and made likelier the better they are than others of the same scan.
+
+    DAPO is ``clip_high=0.28, normalization="dapo", resample_tries=4, kl_weight=0``; Dr. GRPO is
+    ``normalization="dr_grpo", scale_by_std=false, kl_weight=0``.
+    """
+
+    tasks: dict[Task, float] = {"generation": 1.0}
+    parts: tuple[Part, ...] = ("projector", "adapters")
+    steps: int = Field(200, ge=1, description="Rounds of sampling; each trains `updates` times.")
+    lr: float = Field(2e-5, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    predicted_findings: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of scans whose reports build on predicted findings, from the start on.",
+    )
+    group_size: int = Field(
+        8, ge=2, description="Reports sampled a scan, which are compared with each other."
+    )
+    updates: int = Field(2, ge=1, description="Steps of the optimizer on what one round sampled.")
+    sampling_temperature: float = Field(1.0, gt=0, description="Of the samples, and of their probabilities.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Longest sample; None is the report's own limit with room for headings."
+    )
+    normalization: Literal["grpo", "dapo", "dr_grpo"] = Field(
+        "grpo",
+        description="Mean over a report's tokens, over all tokens, or over the longest possible report.",
+    )
+    scale_by_std: bool = Field(True, description="Divide advantages by the group's standard deviation.")
+    clip_low: float = Field(
+        0.2, ge=0, lt=1, description="How far a token's probability ratio may fall below 1."
+    )
+    clip_high: float = Field(0.2, ge=0, description="How far it may rise above 1.")
+    kl_weight: float = Field(
+        0.04, ge=0, description="Of the divergence from the model that the phase began with."
+    )
+    resample_tries: int = Field(
+        0, ge=0, description="Other scans tried in place of one whose reports are all equally good."
+    )
+    min_reward_std: float = Field(
+        1e-3, ge=0, description="Reports whose rewards spread less are equally good."
+    )
+    rows_per_pass: int = Field(4, ge=1, description="Reports a forward pass of the loss; bounds memory.")
+    weight_clinical: float = Field(0.4, ge=0, description="Of naming the right diseases.")
+    weight_factual: float = Field(0.3, ge=0, description="Of telling them at the right places.")
+    weight_fluency: float = Field(0.2, ge=0, description="Of fluent language.")
+    weight_format: float = Field(0.1, ge=0, description="Of the three sections.")
+    usual_perplexity: float = Field(
+        8.0,
+        gt=1,
+        description="Of a fluent report under the frozen language model, where no true report tells it.",
+    )
+
+
 class PhasesConfig(Section):
     """The phases, in the order in which they run."""
 
@@ -326,6 +382,7 @@ class PhasesConfig(Section):
     localization: LocalizationPhase = LocalizationPhase()
     alignment: AlignmentPhase = AlignmentPhase()
     joint: JointPhase = JointPhase()
+    grpo: GrpoPhase = GrpoPhase()
 
 
 class TrainingConfig(Section):

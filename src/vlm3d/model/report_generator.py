@@ -222,7 +222,7 @@ class ReportGenerator(nn.Module):
         tokens = report_tokens.to(llm.device)
         keep_BT = self._report_mask(tokens, attention_mask)
         tokens = tokens.where(keep_BT, torch.zeros_like(tokens))
-        prompts = self._prompts(global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR)
+        prompts = self.prompts(global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR)
         embeddings, mask = _join_left_padded(prompts, llm.embed(tokens), keep_BT)
         output = llm(
             embeddings,
@@ -264,7 +264,7 @@ class ReportGenerator(nn.Module):
             seed=seed,
         )
         with _evaluating(self):
-            prompts = self._prompts(
+            prompts = self.prompts(
                 global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
             )
             return [ReportDecoder(self._llm(), settings).write(prompt[None]) for prompt in prompts]
@@ -353,7 +353,7 @@ class ReportGenerator(nn.Module):
             trailing = trailing & ~(first & (tokens_BT == pad))
         return ~trailing & (tokens_BT != IGNORED_LABEL)
 
-    def _prompts(
+    def prompts(
         self,
         global_BC: Tensor,
         region_BRC: Tensor | None,
@@ -362,7 +362,7 @@ class ReportGenerator(nn.Module):
         evidence: LesionEvidence | None,
         region_present_BR: Tensor | None,
     ) -> list[Tensor]:
-        """Each scan's prompt as embeddings (P, M), P as long as its words need."""
+        """Each scan's prompt as embeddings (P, M), P as long as its words need; arguments are those of `forward`."""
         llm = self._llm()
         image_BQM = self.projector(global_BC, region_BRC, patch_BNC, region_present_BR)
         if self.location.uses_embedding:
