@@ -70,6 +70,10 @@ class VisionConfig(Section):
 
     in_channels: int = Field(1, ge=1, description="Image channels.")
     patch_size: tuple[int, int, int] = Field((4, 16, 16), description="Voxels a patch (D, H, W).")
+    bands: tuple[tuple[float, float], ...] = Field(
+        (),
+        description="Ranges of the input (-1..1) also shown spread out, a channel each, as a reader sets windows.",
+    )
     stem_channels: int | None = Field(
         None,
         ge=4,
@@ -94,6 +98,8 @@ class VisionConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> VisionConfig:
+        if any(low >= high for low, high in self.bands):
+            raise ValueError(f"bands are (lower, upper), got {self.bands}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
@@ -253,6 +259,10 @@ class PhaseConfig(Section):
     localization_crop: tuple[int, int, int] | None = Field(
         None, description="Voxels (D, H, W) of the box that masks are drawn in; None draws the whole scan."
     )
+    scan_crop: tuple[int, int, int] | None = Field(
+        None,
+        description="Voxels (D, H, W) of the box that is all the model sees of a scan; None shows it whole.",
+    )
     lesion_crops: float = Field(0.67, ge=0, le=1, description="Share of boxes laid over a lesion.")
     unfreeze_blocks: tuple[tuple[float, int], ...] = Field(
         (),
@@ -273,6 +283,16 @@ class PhaseConfig(Section):
         if any(not 0 <= start < 1 or count < 0 for start, count in self.unfreeze_blocks):
             raise ValueError("unfreeze_blocks takes (share of the steps in 0..1, blocks)")
         return self
+
+
+class LocalPhase(PhaseConfig):
+    """Phase 1.0: encoder and classifier on boxes where findings are known to lie; only if some case tells places."""
+
+    tasks: dict[Task, float] = {"classification": 1.0}
+    parts: tuple[Part, ...] = ("vision", "classifier")
+    scan_crop: tuple[int, int, int] | None = (64, 96, 96)
+    lesion_crops: float = 0.9
+    batch_size: int = 8
 
 
 class ClassificationPhase(PhaseConfig):
@@ -378,6 +398,7 @@ class GrpoPhase(PhaseConfig):
 class PhasesConfig(Section):
     """The phases, in the order in which they run."""
 
+    local: LocalPhase = LocalPhase()
     classification: ClassificationPhase = ClassificationPhase()
     localization: LocalizationPhase = LocalizationPhase()
     alignment: AlignmentPhase = AlignmentPhase()

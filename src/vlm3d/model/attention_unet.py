@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm3d.model.patch_embedding import Grid, pad_to_patches, scale_strides
+from vlm3d.model.patch_embedding import Grid, pad_to_patches, scale_strides, spread_bands
 
 
 def scale_channels(base: int, bottleneck: int, num_scales: int) -> list[int]:
@@ -120,6 +121,7 @@ class TextGuidedAttentionUNet(nn.Module):
         base_channels: Width two scales below full resolution.
         bottleneck_channels: Width on the patch grid.
         supervised_scales: Scales with a mask head, the full resolution included.
+        bands: As in `vlm3d.config.VisionConfig`.
     """
 
     def __init__(
@@ -131,12 +133,14 @@ class TextGuidedAttentionUNet(nn.Module):
         base_channels: int,
         bottleneck_channels: int,
         supervised_scales: int = 3,
+        bands: Sequence[tuple[float, float]] = (),
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.bands = tuple(bands)
         strides = scale_strides(patch_size)
         widths = scale_channels(base_channels, bottleneck_channels, len(strides) + 1)
-        self.stem = ConvNormAct(in_channels, widths[0])
+        self.stem = ConvNormAct(in_channels * (1 + len(self.bands)), widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(
                 ConvNormAct(widths[i], widths[i + 1], stride), ConvNormAct(widths[i + 1], widths[i + 1])
@@ -171,9 +175,8 @@ class TextGuidedAttentionUNet(nn.Module):
             all_scales: Also return the coarser scales' logits.
         """
         shape = volume_BCDHW.shape[-3:]
-        x = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0).contiguous(
-            memory_format=torch.channels_last_3d
-        )
+        x = spread_bands(pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0), self.bands)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.stem(x)
         skips = [x]
         for down in self.down:

@@ -72,6 +72,7 @@ class LesionLocalizationModule(nn.Module):
         in_channels: Image channels.
         patch_size: Voxels a patch.
         prompts: One sentence a lesion; the shipped ones by default.
+        bands: As in `vlm3d.config.VisionConfig`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class LesionLocalizationModule(nn.Module):
         in_channels: int = 1,
         patch_size: Grid = (4, 16, 16),
         prompts: Sequence[str] | None = None,
+        bands: Sequence[tuple[float, float]] = (),
     ) -> None:
         super().__init__()
         self.config = config
@@ -104,6 +106,7 @@ class LesionLocalizationModule(nn.Module):
             patch_size,
             config.base_channels,
             config.bottleneck_channels,
+            bands=bands,
         )
 
     def forward(

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm3d.config import VisionConfig
 from vlm3d.model.anatomical_encoder import AnatomicalStructureEncoder
-from vlm3d.model.patch_embedding import Grid, PatchBox, PatchEmbedding, cut_boxes
+from vlm3d.model.patch_embedding import Grid, PatchBox, PatchEmbedding, Place, cut_boxes
 from vlm3d.model.transformer_block import TransformerBlock
 
 
@@ -59,6 +59,7 @@ class ThreeDVisionEncoder(nn.Module):
             config.patch_size,
             config.position_grid,
             config.stem_channels,
+            config.bands,
         )
         self.anatomy = AnatomicalStructureEncoder(config.num_regions, config.embed_dim, config.patch_size)
         self.global_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -81,19 +82,25 @@ class ThreeDVisionEncoder(nn.Module):
         """Every n-th block, counted so that the last block always does."""
         return (self.config.depth - 1 - index) % self.config.region_every == 0
 
-    def forward(self, volume_BCDHW: Tensor, segmentation_mask: Tensor | None = None) -> VisionFeatures:
+    def forward(
+        self,
+        volume_BCDHW: Tensor,
+        segmentation_mask: Tensor | None = None,
+        places: Sequence[Place] | None = None,
+    ) -> VisionFeatures:
         """Encode scans.
 
         Args:
             volume_BCDHW: Intensities in -1..1, (B, in_channels, D, H, W), axes to superior, posterior, left.
             segmentation_mask: Region ids (B, D, H, W) or (B, 1, D, H, W) on the same grid, or None.
+            places: For cut-outs: where each lies in its scan.
 
         Raises:
             ValueError: Shapes do not fit each other or the configuration.
         """
         self._check(volume_BCDHW, segmentation_mask)
         batch = len(volume_BCDHW)
-        patch_BNC, grid = self.patch_embedding(volume_BCDHW)
+        patch_BNC, grid = self.patch_embedding(volume_BCDHW, places)
         anatomy = self.anatomy(segmentation_mask, batch, grid)
         share = anatomy.share_BNR
         if share is not None:  # the global token counts as covered by each region as the whole volume is
