@@ -9,7 +9,7 @@ import torch
 
 from vlm3d.config import VisionConfig, load_config
 from vlm3d.model.anatomical_encoder import region_shares
-from vlm3d.model.patch_embedding import PatchEmbedding, extract_patches
+from vlm3d.model.patch_embedding import PatchEmbedding, extract_patches, spread_bands
 from vlm3d.model.vision_encoder import ThreeDVisionEncoder
 
 CONFIG = VisionConfig(
@@ -152,3 +152,24 @@ def test_features_within_boxes_are_those_of_their_patches() -> None:
     for index, (z, y, x) in enumerate(boxes):
         expected = whole[index, z[0] : z[1], y[0] : y[1], x[0] : x[1]].flatten(0, 2)
         torch.testing.assert_close(cut.patch_BNC[index], expected)
+
+
+def test_bands_spread_a_range_over_the_whole_scale() -> None:
+    volume = torch.tensor([-1.0, -0.95, -0.865, -0.5, 0.0, 1.0]).view(1, 1, 1, 1, 6)
+    spread = spread_bands(volume, [(-1.0, -0.5)])
+    assert spread.shape == (1, 2, 1, 1, 6)
+    torch.testing.assert_close(spread[:, :1], volume)
+    torch.testing.assert_close(spread[0, 1, 0, 0], torch.tensor([-1.0, -0.8, -0.46, 1.0, 1.0, 1.0]))
+    assert spread_bands(volume, ()) is volume
+
+
+def test_a_cut_out_with_its_place_has_the_positions_of_the_whole() -> None:
+    embedding = PatchEmbedding(1, 8, (4, 16, 16), (4, 3, 3))
+    volume = torch.randn(1, 1, 24, 64, 80)
+    whole, grid = embedding(volume)
+    cut = volume[:, :, 8:20, 16:48, 32:80]
+    place = (((2, 5), (1, 3), (2, 5)), grid)
+    tokens, cut_grid = embedding(cut, [place])
+    expected = whole.unflatten(1, grid)[:, 2:5, 1:3, 2:5].flatten(1, 3)
+    assert cut_grid == (3, 2, 3)
+    torch.testing.assert_close(tokens, expected)

@@ -8,8 +8,8 @@ of a step are dealt so that two processes see together what one sees with twice 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,8 @@ from vlm3d.datasets.augmentation import Augmenter, TrainingSample
 from vlm3d.datasets.guidance import guidance_bits, patch_guidance
 from vlm3d.datasets.prepared import PreparedDataset, lesion_masks
 from vlm3d.errors import DataError
-from vlm3d.labels import first_lesions
-from vlm3d.model.patch_embedding import PatchBox
+from vlm3d.labels import DISEASE_NAMES, first_lesions
+from vlm3d.model.patch_embedding import PatchBox, Place
 from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Scan(NamedTuple):
         labels_K: 0, 1 or NaN.
         report: Text, or None.
         box: The patches in which masks are drawn, or None for the whole scan.
+        place: Where in the scan this cut-out lies, or None for the whole scan.
         damaged: Cases that were to come before it and could not be read.
     """
 
@@ -58,6 +59,7 @@ class Scan(NamedTuple):
     labels_K: NDArray[np.float32]
     report: str | None
     box: PatchBox | None
+    place: Place | None
     damaged: tuple[str, ...]
 
 
@@ -74,6 +76,7 @@ class Batch:
         labels_BK: 0, 1 or NaN.
         reports: Texts; empty where there is none.
         boxes: In patches, one a scan, or None.
+        places: Where cut-outs lie in their scans, one a scan, or None.
         damaged: Cases that could not be read and were passed over.
     """
 
@@ -85,6 +88,7 @@ class Batch:
     labels_BK: Tensor
     reports: list[str]
     boxes: list[PatchBox] | None
+    places: list[Place] | None
     damaged: list[str]
 
     def to(self, device: torch.device) -> Batch:
@@ -99,6 +103,7 @@ class Batch:
             self.labels_BK.to(device, non_blocking=True),
             self.reports,
             self.boxes,
+            self.places,
             self.damaged,
         )
 
@@ -177,6 +182,9 @@ class ScanStream(Dataset[Scan]):
         damaged: tuple[str, ...],
     ) -> Scan:
         hidden = rng.random() < self.phase.without_regions
+        place = None
+        if self.phase.scan_crop is not None:
+            sample, place = self._cut_out(sample, rng)
         intensity_DHW = window_in_place(sample.hu_DHW.astype(np.float32), self.hu_window)
         return Scan(
             position,
@@ -191,23 +199,58 @@ class ScanStream(Dataset[Scan]):
             ),
             sample.labels_K,
             sample.report,
-            self._box(sample, known, rng),
+            self._box(sample, self.phase.localization_crop, range(_LESION_BITS), rng),
+            place,
             damaged,
         )
 
-    def _box(self, sample: TrainingSample, known: Sequence[str], rng: np.random.Generator) -> PatchBox | None:
-        """Over a lesion as often as asked for (each kind as likely), else anywhere."""
-        if self.phase.localization_crop is None:
+    def _cut_out(self, sample: TrainingSample, rng: np.random.Generator) -> tuple[TrainingSample, Place]:
+        """A box of a scan as if it were all of it: what lies elsewhere is not there; what nobody placed is unknown."""
+        marks = range(_LESION_BITS, _LESION_BITS + len(DISEASE_NAMES))
+        box = self._box(sample, self.phase.scan_crop, marks, rng)
+        assert box is not None
+        z, y, x = (
+            slice(start * side, stop * side) for (start, stop), side in zip(box, self.patch_size, strict=True)
+        )
+        cut = (z, y, x)
+        labels_K = sample.labels_K.copy()
+        for disease in np.flatnonzero(labels_K[: len(DISEASE_NAMES)] == 1):
+            flag = np.uint32(1 << (_LESION_BITS + int(disease)))
+            if not (sample.lesion_bits_DHW & flag).any():
+                labels_K[disease] = np.nan
+            elif not (sample.lesion_bits_DHW[cut] & flag).any():
+                labels_K[disease] = 0.0
+        part = replace(
+            sample,
+            hu_DHW=sample.hu_DHW[cut],
+            regions_DHW=None if sample.regions_DHW is None else sample.regions_DHW[cut],
+            lesion_bits_DHW=sample.lesion_bits_DHW[cut],
+            labels_K=labels_K,
+        )
+        depth, rows, columns = (
+            size // side for size, side in zip(sample.hu_DHW.shape, self.patch_size, strict=True)
+        )
+        return part, (box, (depth, rows, columns))
+
+    def _box(
+        self,
+        sample: TrainingSample,
+        voxels: tuple[int, int, int] | None,
+        over: Iterable[int],
+        rng: np.random.Generator,
+    ) -> PatchBox | None:
+        """A box over one of some marks as often as asked for (each kind as likely), else anywhere."""
+        if voxels is None:
             return None
         grid = np.array(sample.hu_DHW.shape) // self.patch_size
-        size = np.minimum(np.array(self.phase.localization_crop) // self.patch_size, grid)
+        size = np.minimum(np.array(voxels) // self.patch_size, grid)
         over_lesion, where = rng.random() < self.phase.lesion_crops, rng.random(3)
         start = np.floor(where * (grid - size + 1)).astype(int)
         bits = sample.lesion_bits_DHW
-        present = [bit for bit in range(_LESION_BITS) if over_lesion and (bits & (1 << bit)).any()]
+        present = [bit for bit in over if over_lesion and (bits & np.uint32(1 << bit)).any()]
         if present:
-            voxels = np.argwhere(bits & (1 << int(rng.choice(present))))
-            center = voxels[rng.integers(len(voxels))] // self.patch_size
+            marked = np.argwhere(bits & np.uint32(1 << int(rng.choice(present))))
+            center = marked[rng.integers(len(marked))] // self.patch_size
             start = np.clip(center - np.floor(where * size).astype(int), 0, grid - size)
         (z0, z1), (y0, y1), (x0, x1) = ((int(a), int(a + n)) for a, n in zip(start, size, strict=True))
         return (z0, z1), (y0, y1), (x0, x1)
@@ -255,6 +298,7 @@ def collate(scans: Sequence[Scan]) -> Batch:
         if scan.regions_DHW is not None:
             regions[index, :d, :h, :w] = scan.regions_DHW
     boxes = [scan.box for scan in scans if scan.box is not None]
+    places = [scan.place for scan in scans if scan.place is not None]
     return Batch(
         case_ids=[scan.case_id for scan in scans],
         intensity_B1DHW=torch.from_numpy(intensity),
@@ -264,6 +308,7 @@ def collate(scans: Sequence[Scan]) -> Batch:
         labels_BK=torch.from_numpy(np.stack([scan.labels_K for scan in scans])),
         reports=[scan.report or "" for scan in scans],
         boxes=_of_one_size(boxes) if boxes else None,
+        places=places or None,
         damaged=[case_id for scan in scans for case_id in scan.damaged],
     )
 

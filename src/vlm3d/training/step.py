@@ -68,6 +68,7 @@ class TrainingStep(nn.Module):
             report_attention_mask=attention,
             tasks=plan.tasks,
             localization_boxes=batch.boxes,
+            places=batch.places,
         )
         masks = batch.masks_BLDHW
         if batch.boxes is not None:

@@ -1,0 +1,94 @@
+"""Scans in an order that follows from numbers alone, whole or as boxes of which the labels are true."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from support.training_store import phantom_store, training_config, write_small_pretrained
+from vlm3d.config import Config, LocalPhase, PhaseConfig
+from vlm3d.datasets.augmentation import NO_AUGMENTATION
+from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.training.data import ScanStream, StepSampler, collate
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return training_config(write_small_pretrained(tmp_path_factory.mktemp("pretrained")))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, config: Config) -> PreparedDataset:
+    return PreparedDataset(phantom_store(tmp_path_factory.mktemp("data") / "store", config, train=4, valid=0))
+
+
+def test_a_position_gives_the_same_scan_whatever_came_before(
+    dataset: PreparedDataset, config: Config
+) -> None:
+    phase = PhaseConfig(localization_crop=(24, 48, 48))
+    first, second = (ScanStream(dataset, config, phase, 2) for _ in range(2))
+    for position in (7, 3, 12):
+        _ = second[position + 1]
+        a, b = first[position], second[position]
+        assert (a.case_id, a.box) == (b.case_id, b.box)
+        np.testing.assert_array_equal(a.intensity_DHW, b.intensity_DHW)
+        np.testing.assert_array_equal(a.masks_LDHW, b.masks_LDHW)
+
+
+def test_an_epoch_shows_every_scan_once(dataset: PreparedDataset, config: Config) -> None:
+    stream = ScanStream(dataset, config, PhaseConfig(), 1)
+    for epoch in (0, 5):
+        shown = {stream[epoch * len(dataset) + place].case_id for place in range(len(dataset))}
+        assert len(shown) == len(dataset)
+
+
+def test_processes_share_the_scans_of_a_step(config: Config) -> None:
+    phase = PhaseConfig(batch_size=2, accumulate=2, steps=3)
+    alone = [position for batch in StepSampler(phase, 0, 0, 1) for position in batch]
+    halved = phase.model_copy(update={"accumulate": 1})
+    ranks = [list(StepSampler(halved, 0, rank, 2)) for rank in range(2)]
+    together = [position for pair in zip(*ranks, strict=True) for batch in pair for position in batch]
+    assert together == alone == list(range(12))
+    assert [p for batch in StepSampler(phase, 1, 0, 1) for p in batch] == alone[4:]
+
+
+def test_a_box_of_a_scan_is_labeled_by_what_lies_in_it(dataset: PreparedDataset, config: Config) -> None:
+    training = config.training.model_copy(update={"augmentation": NO_AUGMENTATION})
+    quiet = config.model_copy(update={"training": training})
+    phase = LocalPhase(scan_crop=(16, 32, 32), without_regions=0.0)
+    stream = ScanStream(dataset, quiet, phase, 1)
+    whole = ScanStream(dataset, quiet, PhaseConfig(without_regions=0.0), 1)
+    seen = absent = 0
+    for position in range(12):
+        cut = stream[position]
+        scan = next(w for w in (whole[p] for p in range(len(dataset))) if w.case_id == cut.case_id)
+        assert cut.place is not None
+        (z, y, x), grid = cut.place
+        assert grid == scan.guidance_KZYX.shape[1:]
+        part = scan.intensity_DHW[z[0] * 4 : z[1] * 4, y[0] * 16 : y[1] * 16, x[0] * 16 : x[1] * 16]
+        np.testing.assert_array_equal(cut.intensity_DHW, part)
+        for disease, label in enumerate(cut.labels_K):
+            if scan.labels_K[disease] == 0:
+                assert label == 0
+            elif not scan.guidance_KZYX[disease].any():
+                assert np.isnan(label)
+            else:
+                assert label == cut.guidance_KZYX[disease].any()
+                seen, absent = seen + (label == 1), absent + (label == 0)
+    assert seen > 5
+    assert absent > 5
+
+
+def test_scans_of_different_size_are_padded_with_air(dataset: PreparedDataset, config: Config) -> None:
+    stream = ScanStream(dataset, config, LocalPhase(scan_crop=(16, 32, 32)), 1)
+    small = stream[0]
+    large = stream[1]._replace(
+        intensity_DHW=np.zeros((20, 48, 32), np.float32),
+        masks_LDHW=np.zeros((len(small.masks_LDHW), 20, 48, 32), np.int8),
+        guidance_KZYX=np.zeros((18, 5, 3, 2), bool),
+        regions_DHW=None,
+    )
+    batch = collate([small, large])
+    assert batch.intensity_B1DHW.shape == (2, 1, 20, 48, 32)
+    assert (batch.intensity_B1DHW[0, 0, 16:] == -1).all()
+    assert batch.guidance_BKZYX.shape == (2, 18, 5, 3, 2)
