@@ -118,7 +118,7 @@ def _report_loss(
     quiet = config.model_copy(
         update={"training": config.training.model_copy(update={"augmentation": NO_AUGMENTATION})}
     )
-    whole = phase.model_copy(update={"localization_crop": None, "without_regions": 0.0})
+    whole = phase.model_copy(update={"localization_crop": None, "scan_crop": None, "without_regions": 0.0})
     stream = ScanStream(dataset, quiet, whole, phase_number=0)
     was_training = step_module.training
     step_module.eval()
