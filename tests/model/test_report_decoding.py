@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 
 from support.small_models import small_language_model
 from vlm3d.model.language_model import LanguageModel
-from vlm3d.model.report_decoding import (
-    DecodingSettings,
-    ReportDecoder,
-    ended,
-    repeating_tokens,
-    whole_sentences,
-)
+from vlm3d.model.report_decoding import ReportDecoder, ended, whole_sentences
 from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, format_report, parse_report, tidy
+from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
 
 BODY = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], include_characters="\n")).filter(
     lambda text: not HEADING_PATTERN.search(text)
@@ -86,9 +81,9 @@ def test_what_comes_after_the_end_is_forgotten_by_the_cache() -> None:
     ]
     decoder = ReportDecoder(llm, DecodingSettings(max_new_tokens=90))
     report = decoder.write(torch.zeros(1, 4, 32))
-    whole = 4 + len(llm.encode(report.text))
-    assert decoder._cache.get_seq_length() == whole
-    assert sum(llm.calls) == whole + 1  # only the first line break was read and forgotten
+    assert (
+        sum(llm.calls) == 4 + len(llm.encode(report.text)) + 1
+    )  # only one line break was read and forgotten
     assert report.num_tokens == 6
 
 
@@ -117,21 +112,45 @@ def test_surprisal_is_the_models_own() -> None:
     assert report.mean_surprisal_bits == pytest.approx(-math.log2(p), rel=1e-4)
 
 
+def draw(p: torch.Tensor, times: int = 1, **settings: float) -> list[int]:
+    chooser = TokenChooser(DecodingSettings(**settings))  # type: ignore[arg-type]
+    return [chooser.choose(p.log(), set(), lambda _: True) for _ in range(times)]
+
+
 def test_the_nucleus_is_kept_to() -> None:
-    decoder = ReportDecoder(small_language_model(), DecodingSettings(temperature=1.0, top_p=0.75))
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    drawn = [decoder._sample(logits) for _ in range(400)]
-    assert set(drawn) == {0, 1}
-    assert 0.5 < drawn.count(0) / 400 < 0.75
-    flat = torch.zeros(1000)  # a nucleus wider than the first guess
-    wide = {
-        ReportDecoder(decoder._llm, DecodingSettings(temperature=1.0, top_p=0.9, seed=s))._sample(flat)
-        for s in range(99)
-    }
-    assert max(wide) > 256
-    assert max(wide) < 900
-    narrow = ReportDecoder(small_language_model(), DecodingSettings(temperature=1.0, top_p=0.01))
-    assert {narrow._sample(logits) for _ in range(20)} == {0}
+    p = torch.tensor([0.05, 0.3, 0.15, 0.5])
+    drawn = draw(p, 400, temperature=1.0, top_p=0.75)
+    assert set(drawn) == {1, 3}
+    assert 0.5 < drawn.count(3) / 400 < 0.75
+    wide = draw(torch.full((1000,), 1e-3), 99, temperature=1.0, top_p=0.9)  # wider than the first guess
+    assert 256 < max(wide) < 900
+    assert set(draw(p, 20, temperature=1.0, top_p=0.01)) == {3}
+    assert set(draw(p, 400, temperature=9.0, top_p=1.0)) == {0, 1, 2, 3}
+
+
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=2, max_size=9), st.floats(0.05, 1.0), st.sets(st.integers(0, 8))
+)
+def test_what_is_drawn_is_allowed_and_needed_for_the_nucleus(
+    weights: list[float], top_p: float, banned: set[int]
+) -> None:
+    p = torch.tensor(weights) / sum(weights)
+    banned = {token for token in banned if 0 < token < len(weights)}
+    chooser = TokenChooser(DecodingSettings(temperature=1.0, top_p=top_p))
+    token = chooser.choose(p.log(), banned, lambda _: True)
+    assert token not in banned
+    allowed = p[[index for index in range(len(p)) if index not in banned]]
+    assert float(allowed[allowed > p[token]].sum()) < top_p * float(allowed.sum()) + 1e-6
+
+
+def test_a_token_that_does_not_fit_gives_way_to_the_next() -> None:
+    p = torch.tensor([0.1, 0.6, 0.3])
+    greedy = TokenChooser(DecodingSettings())
+    assert greedy.choose(p.log(), set(), lambda _: True) == 1
+    assert greedy.choose(p.log(), {1}, lambda _: True) == 2
+    assert greedy.choose(p.log(), {1}, lambda token: token != 2) == 0
+    with pytest.raises(RuntimeError, match="no token"):
+        greedy.choose(p.log(), set(), lambda _: False)
 
 
 def test_stutter_is_banned_and_legitimate_repeats_are_not() -> None:

@@ -1,48 +1,34 @@
-"""Write a report word by word under three forced headings, with one cache from the first to the last word."""
+"""Write reports word by word under three forced headings, any number of them side by side.
+
+Each report is written by a generator that yields what the language model has to read next and receives the
+log-probabilities of the token that follows; `ReportDecoder` runs many of them in step.
+
+Shapes: P prompt tokens, M width of the language model, V vocabulary, R reports that are still written.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vlm3d.model.decoding_engine import DecodingEngine, Step, TransformersEngine, log_softmax_rows
 from vlm3d.model.language_model import LanguageModel
 from vlm3d.model.report_sections import HEADING_PATTERN, HEADINGS, SEPARATOR, format_report
+from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
+
+__all__ = ["DecodingSettings", "GeneratedReport", "ReportDecoder", "repeating_tokens"]
 
 SECTION_SHARES = (0.65, 0.25, 0.10)
 """Of the token budget; what a section leaves over goes to the next."""
 
 _SENTENCE_END = re.compile(r"(?<!^\d)(?<!^\d\d)[.!?](?=\s|$)", re.MULTILINE)
-_LONGEST_STUTTER = 32
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How words are chosen.
-
-    Attributes:
-        max_new_tokens: Budget over the three sections, headings not counted; each gets one token at least.
-        temperature: 0 takes the likeliest word.
-        top_p: Sample from the smallest set of words that holds this probability.
-        seed: Of the sampling.
-        no_repeat_ngram: No run of this many tokens comes twice in a section; 0 lifts the guard.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 0.9
-    seed: int = 0
-    no_repeat_ngram: int = 16
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"decoding needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {self}"
-            )
+_ENDING_CHARACTERS = frozenset("\n:*_")
+"""A section ends at a blank line or a heading, so with one of these."""
 
 
 @dataclass(frozen=True)
@@ -53,78 +39,224 @@ class GeneratedReport:
         text: The report, in the form of `vlm3d.model.report_sections`.
         mean_surprisal_bits: Mean of -log2 p over its words, headings aside, under the model at temperature 1.
         num_tokens: Tokens written, headings aside.
+        token_ids: All that stands after the prompt, as the model read it: headings, words and, where the model
+            ended the report by itself, the end token.
+        log_probs: Natural log-probability of each of them at temperature 1; 0 where it was forced.
+        chosen: True where the model chose the token, False where it was forced, as headings are.
     """
 
     text: str
     mean_surprisal_bits: float
     num_tokens: int
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    chosen: tuple[bool, ...] = ()
+
+
+Writing = Generator[Step, Tensor, GeneratedReport]
+"""Yields what the model reads next, receives log-probabilities (V,), returns the report."""
 
 
 class ReportDecoder:
-    """Writes one report after a prompt.
+    """Writes reports after prompts.
 
     Args:
         llm: The language model, in evaluation mode.
         settings: How words are chosen.
+        on_text: Told of each report's text as it grows: number of the scan, of the sample, text so far. The
+            last words of a section may be taken back.
     """
 
-    def __init__(self, llm: LanguageModel, settings: DecodingSettings) -> None:
-        from transformers import DynamicCache
-
+    def __init__(
+        self,
+        llm: LanguageModel,
+        settings: DecodingSettings,
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> None:
         self._llm = llm
         self._settings = settings
-        self._cache = DynamicCache(config=llm.config)
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._on_text = on_text
+        self._headings = [
+            llm.encode(heading if index == 0 else SEPARATOR + heading)
+            for index, heading in enumerate(HEADINGS)
+        ]
 
-    @torch.inference_mode()
     def write(self, prompt_1PM: Tensor) -> GeneratedReport:
         """Write the report that follows a prompt.
 
         Args:
             prompt_1PM: The prompt's embeddings: request, image and findings.
         """
-        budget, shares = self._settings.max_new_tokens, list(SECTION_SHARES)
-        bodies, surprisals = [], []
-        pending = prompt_1PM
-        for index, heading in enumerate(HEADINGS):
-            text = heading if index == 0 else SEPARATOR + heading
-            pending = torch.cat([pending, self._llm.embed_ids(self._llm.encode(text))[None]], dim=1)
-            after = len(HEADINGS) - 1 - index  # each section that follows needs a token
-            allowed = max(1, min(round(budget * shares[index] / sum(shares[index:])), budget - after))
-            body, kept, bits, pending = self._write_section(pending, allowed)
-            budget -= len(kept)
-            bodies.append(body)
-            surprisals += bits
-        return GeneratedReport(format_report(*bodies), sum(surprisals) / len(surprisals), len(surprisals))
+        return self.write_all([prompt_1PM[0]])[0][0]
 
-    def _write_section(self, pending_1TM: Tensor, budget: int) -> tuple[str, list[int], list[float], Tensor]:
-        """Write one section's text.
+    @torch.inference_mode()
+    def write_all(self, prompts: Sequence[Tensor], num_samples: int = 1) -> list[list[GeneratedReport]]:
+        """Write ``num_samples`` reports after each prompt; each prompt is read once.
+
+        Args:
+            prompts: Embeddings (P, M), one a scan, as long as each is.
+            num_samples: Reports a prompt. They differ where the temperature is above 0.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be 1 or more, got {num_samples}")
+        engine = TransformersEngine(self._llm)
+        opening_TM = self._llm.embed_ids(self._headings[0])
+        room = max(self._settings.max_new_tokens, len(HEADINGS)) + sum(map(len, self._headings)) + 1
+        logits_BV = engine.start([torch.cat([prompt, opening_TM]) for prompt in prompts], num_samples, room)
+        writings = [
+            ReportWriting(self._llm, self._settings, self._headings, sample, self._teller(scan, sample)).run()
+            for scan in range(len(prompts))
+            for sample in range(num_samples)
+        ]
+        reports = run_in_step(engine, writings, logits_BV.repeat_interleave(num_samples, dim=0))
+        return [reports[first : first + num_samples] for first in range(0, len(reports), num_samples)]
+
+    def _teller(self, scan: int, sample: int) -> Callable[[str], None] | None:
+        tell = self._on_text
+        return None if tell is None else lambda text: tell(scan, sample, text)
+
+
+def run_in_step(
+    engine: DecodingEngine, writings: Sequence[Writing], logits_RV: Tensor
+) -> list[GeneratedReport]:
+    """Run writings until all are done, one forward pass for a step of each.
+
+    Args:
+        engine: With an open row for each writing.
+        writings: Not yet begun.
+        logits_RV: Of each one's first token.
+    """
+    reports: dict[int, GeneratedReport] = {}
+    for writing in writings:
+        next(writing)
+    running = list(range(len(writings)))
+    while running:
+        log_p_RV = log_softmax_rows(logits_RV)
+        steps, still = [], []
+        for row, index in enumerate(running):
+            try:
+                steps.append(writings[index].send(log_p_RV[row]))
+                still.append(row)
+            except StopIteration as done:
+                reports[index] = done.value
+        if len(still) < len(running):
+            engine.keep_rows(still)
+            running = [running[row] for row in still]
+        if running:
+            logits_RV = engine.feed(steps)
+    return [reports[index] for index in range(len(writings))]
+
+
+class ReportWriting:
+    """One report as it is written.
+
+    Args:
+        llm: The language model, for its tokenizer.
+        settings: How words are chosen.
+        headings: Token ids of the three headings, blank lines before them included.
+        sample: Number of this report among those of the same scan.
+        tell: Told of the text as it grows.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        settings: DecodingSettings,
+        headings: Sequence[list[int]],
+        sample: int = 0,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._llm = llm
+        self._settings = settings
+        self._headings = headings
+        self._chooser = TokenChooser(settings, sample)
+        self._tell = tell
+        self._bodies: list[str] = []
+        self._token_ids = list(headings[0])
+        self._log_probs = [0.0] * len(headings[0])
+        self._chosen = [False] * len(headings[0])
+        self._pieces: dict[int, str] = {}
+
+    def run(self) -> Writing:
+        """Write the three sections; the first heading has been read with the prompt."""
+        log_p_V = yield Step(0, [])
+        budget, shares, surprisal, written = self._settings.max_new_tokens, list(SECTION_SHARES), 0.0, 0
+        after_prompt = 0
+        for index in range(len(HEADINGS)):
+            following = len(HEADINGS) - 1 - index  # each section that follows needs a token
+            allowed = max(1, min(round(budget * shares[index] / sum(shares[index:])), budget - following))
+            tokens, log_probs, read = yield from self._section(log_p_V, allowed, after_prompt)
+            finished = len(log_probs) > len(tokens) or ended(self._llm.decode(tokens)) is not None
+            body, kept = self._trim(tokens, finished)
+            self._bodies.append(body)
+            self._record(tokens[:kept], log_probs[:kept], chosen=True)
+            surprisal -= sum(log_probs[:kept]) / math.log(2)
+            written += kept
+            budget -= kept
+            read = min(read, kept)
+            if following:
+                heading = self._headings[index + 1]
+                pending = [*tokens[read:kept], *heading]
+                self._record_heading(heading, tokens[kept:], log_probs[kept:])
+                log_p_V = yield Step(after_prompt + read, pending)
+                after_prompt += kept + len(heading)
+            elif len(log_probs) > len(tokens) == kept:
+                self._record([self._end], log_probs[-1:], chosen=True)
+        return GeneratedReport(
+            format_report(*self._bodies),
+            surprisal / written,
+            written,
+            tuple(self._token_ids),
+            tuple(self._log_probs),
+            tuple(self._chosen),
+        )
+
+    def _section(
+        self, log_p_V: Tensor, budget: int, after_prompt: int
+    ) -> Generator[Step, Tensor, tuple[list[int], list[float], int]]:
+        """Write one section's tokens.
 
         Returns:
-            The text, its tokens, their surprisals in bits, and embeddings that the cache still lacks.
+            The tokens without the one that stopped it, their log-probabilities with that one's, and how many
+            tokens of the section the model has read.
         """
-        logits = self._feed(pending_1TM)
-        start = self._cache.get_seq_length()
         tokens: list[int] = []
-        bits: list[float] = []
-        finished = False
+        log_probs: list[float] = []
         while True:
-            token, surprisal = self._choose(logits, tokens)
+            banned = self._llm.control_token_ids - self._llm.stop_token_ids
+            banned = banned | set(repeating_tokens(tokens, self._settings.no_repeat_ngram))
+            token = self._chooser.choose(log_p_V, banned, lambda token: self._leaves_text(tokens, token))
+            log_probs.append(float(log_p_V[token]))
             if token in self._llm.stop_token_ids:
-                finished = True
-                break
+                self._end = token
+                return tokens, log_probs, len(tokens)
             tokens.append(token)
-            bits.append(surprisal)
-            if ended(self._llm.decode(tokens)) is not None:
-                finished = True
-                break
+            if self._tell is not None:
+                self._tell(self._text_so_far(tokens))
+            if self._may_end(token) and ended(self._llm.decode(tokens)) is not None:
+                return tokens, log_probs, len(tokens) - 1
             if len(tokens) == budget:
-                break
-            logits = self._feed(self._llm.embed_ids([token])[None])
-        body, kept = self._trim(tokens, finished)
-        cached = min(self._cache.get_seq_length() - start, kept)
-        self._rewind(start + cached)
-        return body, tokens[:kept], bits[:kept], self._llm.embed_ids(tokens[cached:kept])[None]
+                return tokens, log_probs, len(tokens) - 1
+            log_p_V = yield Step(after_prompt + len(tokens) - 1, [token])
+
+    def _record(self, tokens: Sequence[int], log_probs: Sequence[float], *, chosen: bool) -> None:
+        self._token_ids += tokens
+        self._log_probs += log_probs
+        self._chosen += [chosen] * len(tokens)
+
+    def _record_heading(self, heading: list[int], dropped: list[int], log_probs: list[float]) -> None:
+        """Record a forced heading; what the model began of it by itself counts as chosen."""
+        own = next(
+            (n for n, (a, b) in enumerate(zip(heading, dropped, strict=False)) if a != b),
+            min(len(heading), len(dropped)),
+        )
+        self._record(heading[:own], log_probs[:own], chosen=True)
+        self._record(heading[own:], [0.0] * (len(heading) - own), chosen=False)
+
+    def _text_so_far(self, tokens: list[int]) -> str:
+        text = self._llm.decode(tokens)
+        parts = zip(HEADINGS, [*self._bodies, text[: ended(text)].strip()], strict=False)
+        return SEPARATOR.join(heading + body for heading, body in parts)
 
     def _trim(self, tokens: list[int], finished: bool) -> tuple[str, int]:
         """Cut what follows the section's end, and a last sentence that the budget broke off."""
@@ -138,30 +270,11 @@ class ReportDecoder:
             kept -= 1
         return body.strip(), kept
 
-    def _feed(self, embeddings_1TM: Tensor) -> Tensor:
-        """Run the model on further embeddings; returns the logits (V,) of the next token."""
-        output = self._llm(embeddings_1TM, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[0, -1].float()
-        return logits
-
-    def _rewind(self, length: int) -> None:
-        if length < self._cache.get_seq_length():
-            self._cache.crop(length - self._cache.get_seq_length())  # negative: tokens to forget
-
-    def _choose(self, logits_V: Tensor, tokens: list[int]) -> tuple[int, float]:
-        """Pick the next token; returns it with its surprisal in bits under the untouched model."""
-        log_p_V = torch.log_softmax(logits_V, dim=0)
-        allowed_V = logits_V.clone()
-        banned = self._llm.control_token_ids - self._llm.stop_token_ids
-        banned = banned | set(repeating_tokens(tokens, self._settings.no_repeat_ngram))
-        if banned:
-            allowed_V[torch.tensor(sorted(banned), device=allowed_V.device)] = -math.inf
-        for _ in range(len(allowed_V)):
-            token = self._sample(allowed_V)
-            if self._leaves_text(tokens, token):
-                return token, float(-log_p_V[token] / math.log(2))
-            allowed_V[token] = -math.inf
-        raise RuntimeError("no token of the language model begins a section's text")
+    def _may_end(self, token: int) -> bool:
+        """Whether a section can end with this token: it holds a character that blank lines and headings need."""
+        if token not in self._pieces:
+            self._pieces[token] = self._llm.decode([token])
+        return not _ENDING_CHARACTERS.isdisjoint(self._pieces[token])
 
     def _leaves_text(self, tokens: list[int], token: int) -> bool:
         """Whether the section holds text after this token; none may be empty."""
@@ -169,15 +282,6 @@ class ReportDecoder:
             return bool(tokens)
         text = self._llm.decode([*tokens, token])
         return bool(text[: ended(text)].strip("\ufffd \n\r\t"))
-
-    def _sample(self, logits_V: Tensor) -> int:
-        if self._settings.temperature == 0:
-            return int(logits_V.argmax())
-        p_V = torch.softmax(logits_V / self._settings.temperature, dim=0).cpu()
-        sorted_V, order_V = p_V.sort(descending=True, stable=True)
-        beyond_V = sorted_V.cumsum(0) - sorted_V >= self._settings.top_p
-        sorted_V[beyond_V] = 0
-        return int(order_V[torch.multinomial(sorted_V, 1, generator=self._generator)])
 
 
 def ended(text: str) -> int | None:
@@ -196,26 +300,3 @@ def whole_sentences(text: str) -> str:
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else text
-
-
-def repeating_tokens(tokens: list[int], ngram: int) -> Iterator[int]:
-    """Tokens that would make the text stutter.
-
-    Those are tokens that would complete a run of ``ngram`` tokens already written, a block of four to 32
-    tokens directly after itself, or a block of one to three tokens a third time in a row (a number such as
-    11 may repeat a digit).
-    """
-    if ngram <= 0:
-        return
-    tail = tokens[len(tokens) - ngram + 1 :] if len(tokens) >= ngram else None
-    if tail is not None:
-        for start in range(len(tokens) - ngram + 1):
-            if tokens[start : start + ngram - 1] == tail:
-                yield tokens[start + ngram - 1]
-    for period in range(1, _LONGEST_STUTTER + 1):
-        length = period * (2 if period >= 4 else 3) - 1
-        if len(tokens) < length:
-            continue
-        recent = tokens[-length:]
-        if recent[period:] == recent[:-period]:
-            yield tokens[-period]

@@ -9,7 +9,7 @@ M width of the language model, P prompt tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -238,7 +238,6 @@ class ReportGenerator(nn.Module):
         )
         return {"loss": loss / keep_BT.sum().clamp(min=1), "logits": logits_BTV}
 
-    @torch.inference_mode()
     def generate(
         self,
         global_BC: Tensor,
@@ -252,10 +251,50 @@ class ReportGenerator(nn.Module):
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[GeneratedReport]:
         """Write one report a scan; the same seed gives the same words.
 
         Arguments up to ``region_present_BR`` are those of `forward`; the others default to the settings.
+        ``on_text`` is told of each report as it grows: see `ReportDecoder`.
+        """
+        groups = self.generate_samples(
+            global_BC,
+            region_BRC,
+            patch_BNC,
+            prompt_texts,
+            evidence,
+            region_present_BR,
+            num_samples=1,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_text=on_text,
+        )
+        return [group[0] for group in groups]
+
+    @torch.inference_mode()
+    def generate_samples(
+        self,
+        global_BC: Tensor,
+        region_BRC: Tensor | None,
+        patch_BNC: Tensor,
+        prompt_texts: Sequence[str] | None = None,
+        evidence: LesionEvidence | None = None,
+        region_present_BR: Tensor | None = None,
+        *,
+        num_samples: int,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> list[list[GeneratedReport]]:
+        """Write ``num_samples`` reports a scan, whose prompt is read once; sample 0 is what `generate` writes.
+
+        Arguments are those of `generate`. Each report carries its token ids, ready for `forward`, and their
+        log-probabilities. At temperature 0 the reports of a scan are all the same.
         """
         settings = DecodingSettings(
             max_new_tokens=self.config.max_new_tokens if max_new_tokens is None else max_new_tokens,
@@ -267,7 +306,7 @@ class ReportGenerator(nn.Module):
             prompts = self.prompts(
                 global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
             )
-            return [ReportDecoder(self._llm(), settings).write(prompt[None]) for prompt in prompts]
+            return ReportDecoder(self._llm(), settings, on_text).write_all(prompts, num_samples)
 
     def tokenize_reports(
         self, reports: Sequence[str], max_length: int | None = None, device: torch.device | str | None = None
