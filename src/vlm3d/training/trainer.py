@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm3d.config import Config, PhaseConfig
+from vlm3d.config import Config, GrpoPhase, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.extras import require
@@ -37,8 +37,18 @@ from vlm3d.losses import MultiTaskLoss
 from vlm3d.model import checkpoint
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
 from vlm3d.training.data import Batch, ScanStream, batches
+from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
-from vlm3d.training.phases import check_data, chosen_phases, phase_config, phase_number, status_of
+from vlm3d.training.phases import (
+    check_data,
+    check_start,
+    chosen_phases,
+    phase_config,
+    phase_number,
+    status_of,
+    without_blind_phases,
+)
+from vlm3d.training.reward_comparison import validate_rewards
 from vlm3d.training.run_state import (
     CHECKPOINT_FOLDER,
     RunState,
@@ -103,9 +113,9 @@ class Trainer:
         self.config = request.config
         self.training = request.config.training
         self.folder = Path(request.run)
-        self.phases = chosen_phases(request.phases)
         self.train_set = PreparedDataset(request.store, ("train",))
         self.valid_set = PreparedDataset(request.store, ("valid",))
+        self.phases = without_blind_phases(chosen_phases(request.phases), self.train_set)
         check_data(self.train_set, self.valid_set, self.config, self.phases)
         self.accelerator = accelerate.Accelerator(
             mixed_precision="bf16" if self.training.precision == "bf16" else "no",
@@ -113,6 +123,7 @@ class Trainer:
         )
         self.state, self._tensors = self._found_state()
         self.model = self._build_model()
+        check_start(self.phases, self.model.untrained_tasks)
         loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
         self.step_module = TrainingStep(self.model, loss).to(self.accelerator.device)
         self._steps_here = 0
@@ -154,11 +165,18 @@ class Trainer:
         optimizer = build_optimizer(self.model, loss_parameters, phase, self.training)
         in_phase = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
         average = WeightAverage(in_phase, self.training.ema_decay)
+        self._grpo = None
+        if isinstance(phase, GrpoPhase):
+            self._grpo = GrpoLearner(
+                self.model, self.config, self.train_set, number, self.accelerator, in_phase
+            )
         if self._tensors is not None:
             restore_optimizer(optimizer, names, self._tensors)
             average.load_state_dict(without_prefix("average", self._tensors))
             self.step_module.loss.load_state_dict(without_prefix("loss", self._tensors))
             restore_random(self._tensors)
+            if self._grpo is not None:
+                self._grpo.load_state_tensors(self._tensors)
             self._tensors = None
         logger.info("phase %s: %d steps, %d of them done", name, phase.steps, self.state.step)
         self._loop(name, phase, number, optimizer, average, names)
@@ -194,7 +212,7 @@ class Trainer:
             self.state.seconds += time.monotonic() - start
             start = time.monotonic()
             last = self.state.step == phase.steps
-            if last or self.state.step % self.training.log_every == 0:
+            if last or self._grpo is not None or self.state.step % self.training.log_every == 0:
                 self._log(name, phase, spread(window), norm, share)
                 window = []
             if last or self.state.step % self.training.validate_every == 0:
@@ -212,11 +230,12 @@ class Trainer:
         phase: PhaseConfig,
     ) -> tuple[dict[str, float], float]:
         """One step of the optimizer; losses are means over its forward passes on this process."""
+        if self._grpo is not None:
+            return self._grpo.learn(optimizer, stream, self.state.step, self._count_damaged, self._refuse_nan)
         told = []
         for micro in range(phase.accumulate):
             batch = next(stream).to(self.accelerator.device)
-            for case_id in batch.damaged:
-                self.state.damaged[case_id] = self.state.damaged.get(case_id, 0) + 1
+            self._count_damaged(batch)
             waits = micro < phase.accumulate - 1 and isinstance(forward, nn.parallel.DistributedDataParallel)
             with forward.no_sync() if waits else nullcontext(), self.accelerator.autocast():  # type: ignore[operator]
                 losses = forward(batch, plan)
@@ -235,6 +254,10 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return spread(told), norm
+
+    def _count_damaged(self, batch: Batch) -> None:
+        for case_id in batch.damaged:
+            self.state.damaged[case_id] = self.state.damaged.get(case_id, 0) + 1
 
     def _refuse_nan(self, losses: Mapping[str, Tensor], batch: Batch) -> None:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss))]
@@ -275,7 +298,11 @@ class Trainer:
             return
         generator = torch.random.get_rng_state()
         with average.applied():
-            found = validate(self.step_module, self.valid_set, self.config, phase)
+            found = (
+                validate(self.step_module, self.valid_set, self.config, phase)
+                if self._grpo is None
+                else validate_rewards(self._grpo, self.valid_set)
+            )
             track_samples(
                 self.model, self.valid_set, self.config, phase, self.tracker, self.state.total_steps
             )
@@ -309,6 +336,7 @@ class Trainer:
                 **with_prefix("average", average.state_dict()),
                 **with_prefix("loss", self.step_module.loss.state_dict()),
                 **random_tensors(),
+                **(self._grpo.state_tensors() if self._grpo is not None else {}),
             }
             self.tracker.sync()
             write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}))
@@ -442,6 +470,8 @@ class Trainer:
 def _refuse_other_settings(known: Path, config: Config) -> None:
     """A run goes on only with the settings that it began with."""
     before, now = json.loads(known.read_text(encoding="utf-8")), config.model_dump(mode="json")
+    # a phase that came to vlm3d later changes none of those that this run knew
+    before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
     changed = sorted(_differences(before, now))
     if changed:
         raise ConfigError(

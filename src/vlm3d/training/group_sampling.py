@@ -1,0 +1,234 @@
+"""Several reports of one scan, written side by side after one prompt, and how likely a model finds given words.
+
+Shapes: K reports, P prompt tokens, T report tokens, V words of the vocabulary, M width of the language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from vlm3d.model.language_model import LanguageModel
+from vlm3d.model.report_generator import (
+    AFTER_IMAGE_ALONE,
+    BEFORE_IMAGE,
+    SYSTEM_PROMPT,
+    LesionEvidence,
+    ReportGenerator,
+)
+from vlm3d.model.vision_encoder import VisionFeatures
+
+
+@dataclass(frozen=True)
+class SampledGroup:
+    """Reports of one scan as they were sampled.
+
+    Attributes:
+        tokens_KT: Token ids; 0 behind a report's end.
+        mask_KT: True at a report's tokens, the one that ends it included.
+        finished_K: True where a report ended by itself within the budget.
+        texts: In words.
+    """
+
+    tokens_KT: Tensor
+    mask_KT: Tensor
+    finished_K: Tensor
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """One scan as the report generator sees it; the image was encoded once, for all reports of the scan.
+
+    Attributes:
+        features: Of the encoder, for one scan.
+        prompt_text: Findings in words; empty where they are not told in words.
+        evidence: Findings and masks.
+    """
+
+    features: VisionFeatures
+    prompt_text: str
+    evidence: LesionEvidence
+
+    @classmethod
+    def of(
+        cls, generator: ReportGenerator, features: VisionFeatures, evidence: LesionEvidence
+    ) -> ReportContext:
+        """Word the findings once."""
+        text = ""
+        if generator.location.uses_text and evidence.disease_probabilities_BK is not None:
+            (text,) = generator.location.describe(
+                evidence.disease_probabilities_BK,
+                evidence.masks_BLDHW,
+                evidence.regions_BDHW,
+                evidence.spacing_mm,
+                evidence.disease_thresholds,
+            )
+        return cls(features, text, evidence)
+
+    def prompt(self, generator: ReportGenerator) -> Tensor:
+        """The prompt's embeddings (P, M)."""
+        return generator.prompts(
+            self.features.global_BC,
+            self.features.region_BRC,
+            self.features.patch_BNC,
+            [self.prompt_text],
+            self.evidence,
+            self.features.region_present_BR,
+        )[0]
+
+    def log_probabilities(
+        self, generator: ReportGenerator, tokens_KT: Tensor, mask_KT: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probability (K, T) of given tokens, in nats; 0 where the mask is 0."""
+        rows = len(tokens_KT)
+
+        def repeated(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.expand(rows, *tensor.shape[1:])
+
+        features = self.features
+        masks = self.evidence.masks_BLDHW if generator.location.uses_embedding else None
+        found = generator(
+            repeated(features.global_BC),
+            repeated(features.region_BRC),
+            repeated(features.patch_BNC),
+            tokens_KT,
+            mask_KT.long(),
+            prompt_texts=[self.prompt_text] * rows,
+            evidence=replace(self.evidence, masks_BLDHW=repeated(masks)),
+            region_present_BR=repeated(features.region_present_BR),
+        )
+        logits_KTV = found["logits"].float() / temperature
+        chosen_KT = logits_KTV.gather(2, tokens_KT.unsqueeze(2)).squeeze(2)
+        return (chosen_KT - logits_KTV.logsumexp(dim=2)).masked_fill(~mask_KT, 0.0)
+
+
+@torch.no_grad()
+def sample_group(
+    llm: LanguageModel,
+    prompt_PM: Tensor,
+    group_size: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> SampledGroup:
+    """Sample several reports after one prompt, which is read once.
+
+    Words are drawn from the whole distribution, nothing forbidden and no heading forced, so that the loss later sees
+    the very probabilities that were drawn from.
+
+    Args:
+        llm: In evaluation mode.
+        prompt_PM: The prompt's embeddings.
+        group_size: K.
+        max_new_tokens: Budget of each report.
+        temperature: Of the distribution.
+        seed: The same seed draws the same words.
+
+    Raises:
+        FloatingPointError: The model's probabilities are no numbers.
+    """
+    from transformers import DynamicCache
+
+    generator = torch.Generator().manual_seed(seed)
+    cache = DynamicCache(config=llm.config)
+    logits_1V = llm(prompt_PM[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    cache.batch_repeat_interleave(group_size)
+    logits_KV = logits_1V.expand(group_size, -1)
+    ends = torch.tensor(sorted(llm.stop_token_ids))
+    open_K = torch.ones(group_size, dtype=torch.bool)
+    columns: list[Tensor] = []
+    counted: list[Tensor] = []
+    while True:
+        p_KV = torch.softmax(logits_KV.float() / temperature, dim=1).cpu()
+        if not bool(torch.isfinite(p_KV).all()):
+            raise FloatingPointError("the language model's probabilities are no numbers")
+        token_K = torch.multinomial(p_KV, 1, generator=generator)[:, 0].masked_fill(~open_K, 0)
+        columns.append(token_K)
+        counted.append(open_K)
+        open_K = open_K & ~torch.isin(token_K, ends)
+        if not bool(open_K.any()) or len(columns) == max_new_tokens:
+            break
+        output = llm(llm.embed(token_K[:, None]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits_KV = output.logits[:, -1]
+    tokens_KT, mask_KT = torch.stack(columns, dim=1), torch.stack(counted, dim=1)
+    texts = tuple(
+        llm.decode(tokens_T[mask_T].tolist()) for tokens_T, mask_T in zip(tokens_KT, mask_KT, strict=True)
+    )
+    return SampledGroup(tokens_KT.to(llm.device), mask_KT.to(llm.device), ~open_K.to(llm.device), texts)
+
+
+class FrozenPerplexity:
+    """How surprised the frozen language model, without its adapters, is by a report that it is asked for unseen.
+
+    Args:
+        llm: The language model; its adapters are set aside for each call.
+        rows: Texts a forward pass.
+    """
+
+    def __init__(self, llm: LanguageModel, rows: int = 4) -> None:
+        self.llm = llm
+        self.rows = rows
+        head, tail = llm.chat_around_image(SYSTEM_PROMPT, BEFORE_IMAGE, AFTER_IMAGE_ALONE)
+        self._prompt = [*head, *tail]
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Perplexity a token, its end not counted; infinite for an empty text."""
+        was_training = self.llm.training
+        self.llm.eval()
+        zeros = {
+            p: torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) for p in self._last_factors()
+        }
+        try:
+            with replaced_weights(zeros):
+                return [
+                    value
+                    for start in range(0, len(texts), self.rows)
+                    for value in self._pass(texts[start : start + self.rows])
+                ]
+        finally:
+            self.llm.train(was_training)
+
+    def _last_factors(self) -> list[nn.Parameter]:
+        """The second factor of each adapter: without it the adapter adds nothing."""
+        return [p for name, p in self.llm.adapter_parameters().items() if "lora_B" in name]
+
+    def _pass(self, texts: Sequence[str]) -> list[float]:
+        ids = [self.llm.encode(text) for text in texts]
+        longest = max(1, *(len(row) for row in ids))
+        start = len(self._prompt)
+        rows = torch.tensor([[*self._prompt, *row, *[0] * (longest - len(row))] for row in ids])
+        mask = torch.tensor([[1] * (start + len(row)) + [0] * (longest - len(row)) for row in ids])
+        output = self.llm(
+            self.llm.embed(rows),
+            attention_mask=mask.to(self.llm.device),
+            use_cache=False,
+            logits_to_keep=longest + 1,
+        )
+        log_p_BTV = output.logits[:, :-1].float().log_softmax(dim=2)
+        chosen_BT = log_p_BTV.gather(2, rows[:, start:, None].to(log_p_BTV.device))[:, :, 0].cpu()
+        nats = -(chosen_BT * mask[:, start:]).sum(dim=1)
+        return [
+            math.exp(min(float(total) / len(row), 80.0)) if row else math.inf
+            for total, row in zip(nats, ids, strict=True)
+        ]
+
+
+@contextmanager
+def replaced_weights(tensors: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Within the block parameters hold other tensors; nothing is copied."""
+    own = {parameter: parameter.data for parameter in tensors}
+    try:
+        for parameter, tensor in tensors.items():
+            parameter.data = tensor
+        yield
+    finally:
+        for parameter, data in own.items():
+            parameter.data = data

@@ -1,0 +1,65 @@
+"""Scans as the report generator sees them, encoded once, each with what is true of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vlm3d.evaluation.location_facts import LocationFact
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.training.data import Batch
+from vlm3d.training.group_sampling import ReportContext
+from vlm3d.training.rewards import ReportTruth, located_in_masks, truth_of_report
+
+
+@torch.no_grad()
+def scan_contexts(
+    model: VLM3DMultiTask, batch: Batch, predicted: list[bool] | None = None
+) -> list[tuple[ReportContext, ReportTruth]]:
+    """Encode a batch once: each scan's features and findings for the report generator, and its truth.
+
+    Args:
+        model: In evaluation mode.
+        batch: Of whole scans.
+        predicted: A scan's report builds on what the heads find, not on the truth; all do by default.
+    """
+    predicted = predicted or [True] * len(batch.case_ids)
+    features = model.encode(batch.intensity_B1DHW, batch.regions_BDHW)
+    found_BK = model.classify(features)["probabilities"].float()
+    drawn_BLDHW = model.localize(batch.intensity_B1DHW, features)["mask_logits"].float().sigmoid()
+    spacing_mm = model.config.preprocessing.spacing_mm
+    contexts = []
+    for index, builds_on_heads in enumerate(predicted):
+        one = slice(index, index + 1)
+        labels_1K, masks_1LDHW = batch.labels_BK[one], batch.masks_BLDHW[one]
+        regions_1DHW = None if batch.regions_BDHW is None else batch.regions_BDHW[one]
+        evidence = LesionEvidence(
+            found_BK[one] if builds_on_heads else labels_1K.where(~labels_1K.isnan(), found_BK[one]),
+            drawn_BLDHW[one]
+            if builds_on_heads
+            else masks_1LDHW.float().where(masks_1LDHW >= 0, drawn_BLDHW[one]),
+            regions_1DHW,
+            spacing_mm,
+            features.grid,
+        )
+        scan = replace(
+            features,
+            global_BC=features.global_BC[one],
+            patch_BNC=features.patch_BNC[one],
+            region_BRC=features.region_BRC[one],
+            region_present_BR=features.region_present_BR[one],
+        )
+        report = batch.reports[index].strip() or None
+        located = [] if report else _located(model, masks_1LDHW, regions_1DHW)
+        truth = truth_of_report(labels_1K[0].tolist(), report, located)
+        contexts.append((ReportContext.of(model.report_generator, scan, evidence), truth))
+    return contexts
+
+
+def _located(model: VLM3DMultiTask, masks_1LDHW: Tensor, regions_1DHW: Tensor | None) -> list[LocationFact]:
+    regions_DHW = None if regions_1DHW is None else regions_1DHW[0].cpu().numpy()
+    spacing_mm = model.config.preprocessing.spacing_mm
+    return located_in_masks(masks_1LDHW[0].cpu().numpy(), regions_DHW, spacing_mm, model.lesions)

@@ -1,0 +1,446 @@
+"""GRPO: its loss against the formulas written out, its samples, its memory of where it began, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from support.small_models import small_language_model, small_model
+from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from vlm3d.config import Config
+from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import ConfigError, TrainingError
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.training import grpo
+from vlm3d.training.group_sampling import (
+    FrozenPerplexity,
+    ReportContext,
+    replaced_weights,
+    sample_group,
+)
+from vlm3d.training.grpo_loss import Objective, group_advantages, grpo_loss, kl_estimate, token_weights
+from vlm3d.training.phases import chosen_phases
+from vlm3d.training.reward_comparison import compare_rewards, score_held_out
+from vlm3d.training.rewards import ReportTruth
+from vlm3d.training.tracking import read_metrics
+from vlm3d.training.trainer import Trainer, TrainingRequest, train
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
+
+
+def grpo_config(pretrained: dict[str, Any], phase: dict[str, Any] | None = None, **training: Any) -> Config:
+    """The two-layer model with a short phase 3 that logs every step."""
+    config = training_config(pretrained, ema_decay=0.0, **training)
+    settings = {
+        "steps": 4,
+        "warmup_steps": 0,
+        "lr": 1e-2,
+        "group_size": 4,
+        "max_new_tokens": 8,
+        "rows_per_pass": 3,
+        "without_regions": 0.0,
+        **(phase or {}),
+    }
+    values = config.model_dump()
+    values["training"]["phases"]["grpo"] |= settings
+    values["training"]["validation_reports"] = 2
+    return Config.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
+    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained), train=4)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
+    """A checkpoint that claims to write reports, as phase 2 leaves one."""
+    folder = tmp_path_factory.mktemp("start") / "checkpoint"
+    torch.manual_seed(3)
+    model = VLM3DMultiTask(grpo_config(pretrained))
+    model.untrained_tasks = ()
+    model.save_pretrained(folder)
+    return folder
+
+
+# --- the loss ----------------------------------------------------------------------------------------------------
+
+
+def step_tensors(seed: int) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 2, 4, 1])
+    mask = torch.arange(5)[None] < lengths[:, None]
+    noise = [torch.randn(4, 5, generator=rng) for _ in range(3)]
+    log_p = -1.5 + 0.3 * noise[0]
+    return {
+        "log_p": log_p,
+        "old": log_p + 0.3 * noise[1],
+        "reference": log_p + 0.3 * noise[2],
+        "mask": mask.float(),
+        "reward": torch.rand(4, generator=rng),
+    }
+
+
+def literal_loss(
+    values: dict[str, Tensor], normalization: str, low: float, high: float, beta: float, longest: int
+) -> float:
+    """The objective token by token, as the papers print it, in plain numbers."""
+    rewards = values["reward"].tolist()
+    mean = sum(rewards) / len(rewards)
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
+    rows = []
+    for i, reward in enumerate(rewards):
+        advantage = reward - mean if normalization == "dr_grpo" else (reward - mean) / (std + 1e-4)
+        row = []
+        for t in range(int(values["mask"][i].sum())):
+            p, old, ref = (float(values[name][i, t]) for name in ("log_p", "old", "reference"))
+            ratio = math.exp(p - old)
+            clipped = min(max(ratio, 1 - low), 1 + high)
+            kl = math.exp(ref - p) - (ref - p) - 1
+            row.append(-(min(ratio * advantage, clipped * advantage) - beta * kl))
+        rows.append(row)
+    if normalization == "grpo":
+        return sum(sum(row) / len(row) for row in rows) / len(rows)
+    if normalization == "dapo":
+        return sum(map(sum, rows)) / sum(map(len, rows))
+    return sum(map(sum, rows)) / (len(rows) * longest)
+
+
+@pytest.mark.parametrize("normalization", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_loss_is_the_papers(normalization: Any, seed: int) -> None:
+    values = step_tensors(seed)
+    (weight,) = token_weights([values["mask"]], normalization, longest=7)
+    found = grpo_loss(
+        values["log_p"],
+        values["old"],
+        values["reference"],
+        group_advantages(values["reward"], scale_by_std=normalization != "dr_grpo"),
+        weight,
+        Objective(0.2, 0.28, 0.04),
+    )
+    expected = literal_loss(values, normalization, 0.2, 0.28, 0.04, 7)
+    assert float(found.loss) == pytest.approx(expected, abs=1e-6)
+    assert int(found.tokens) == 12
+
+
+@pytest.mark.parametrize("normalization", ["grpo", "dapo", "dr_grpo"])
+def test_a_step_in_parts_is_the_step_in_one(normalization: Any) -> None:
+    first, second = step_tensors(4), step_tensors(5)
+    objective = Objective(0.2, 0.2, 0.1)
+
+    def loss(values: dict[str, Tensor], weight: Tensor, rows: slice) -> Tensor:
+        advantage = group_advantages(values["reward"], scale_by_std=True)
+        return grpo_loss(
+            values["log_p"][rows],
+            values["old"][rows],
+            values["reference"][rows],
+            advantage[rows],
+            weight[rows],
+            objective,
+        ).loss
+
+    weights = token_weights([first["mask"], second["mask"]], normalization, longest=9)
+    whole = sum(loss(v, w, slice(None)) for v, w in zip((first, second), weights, strict=True))
+    parts = sum(
+        loss(v, w, rows)
+        for v, w in zip((first, second), weights, strict=True)
+        for rows in (slice(0, 3), slice(3, 6))
+    )
+    torch.testing.assert_close(whole, parts)
+
+
+def test_at_the_first_update_the_gradient_is_that_of_the_plain_policy_gradient() -> None:
+    values = step_tensors(6)
+    log_p = values["log_p"].requires_grad_()
+    advantage = group_advantages(values["reward"], scale_by_std=True)
+    (weight,) = token_weights([values["mask"]], "grpo", longest=5)
+    grpo_loss(log_p, log_p.detach(), None, advantage, weight, Objective(0.2, 0.2, 0.0)).loss.backward()
+    torch.testing.assert_close(log_p.grad, -weight * advantage[:, None])
+
+
+def test_clipping_stops_the_gradient_only_where_a_step_went_far_enough() -> None:
+    old = torch.zeros(4, 1)
+    log_p = torch.tensor([[0.5], [0.5], [-0.5], [-0.5]]).requires_grad_()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    weight = torch.full((4, 1), 0.25)
+    found = grpo_loss(log_p, old, None, advantage, weight, Objective(0.2, 0.2, 0.0))
+    found.loss.backward()
+    assert (log_p.grad[:, 0] != 0).tolist() == [False, True, True, False]  # type: ignore[index]
+    assert int(found.clipped) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-8, 0), min_size=4, max_size=4), st.lists(st.floats(-8, 0), min_size=4, max_size=4))
+def test_the_divergence_is_never_negative_and_zero_only_where_nothing_differs(
+    own: list[float], other: list[float]
+) -> None:
+    a, b = torch.tensor([own], dtype=torch.float64), torch.tensor([other], dtype=torch.float64)
+    assert bool((kl_estimate(a, b) >= -1e-12).all())
+    assert float(kl_estimate(a, a).abs().sum()) == 0.0
+
+
+def test_the_divergence_is_right_on_average() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
+    exact = float((p * (p / q).log()).sum())
+    assert float((p * kl_estimate(p.log(), q.log())).sum()) == pytest.approx(exact)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_advantages_are_centered_and_equal_rewards_have_none(rewards: list[float]) -> None:
+    for scale in (True, False):
+        advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale_by_std=scale)
+        assert float(advantages.sum()) == pytest.approx(0, abs=1e-6)
+        equal = group_advantages(torch.full((3,), 0.7, dtype=torch.float64), scale_by_std=scale)
+        assert float(equal.abs().max()) < 1e-9
+
+
+# --- sampling ----------------------------------------------------------------------------------------------------
+
+
+def report_context(model: VLM3DMultiTask, seed: int = 0) -> ReportContext:
+    volume = 0.3 * torch.randn(1, 1, 8, 32, 32, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        features = model.encode(volume)
+        found = model.classify(features)["probabilities"]
+        masks = model.localize(volume, features)["mask_logits"].sigmoid()
+    evidence = LesionEvidence(found, masks, None, (4.0, 2.0, 2.0), features.grid)
+    return ReportContext.of(model.report_generator, features, evidence)
+
+
+@pytest.mark.parametrize("strategy", ["text", "embedding", "both", "none"])
+def test_the_loss_sees_the_probabilities_that_were_drawn_from(strategy: str) -> None:
+    model = small_model(location_strategy=strategy).eval()
+    generator, llm = model.report_generator, model.report_generator.llm
+    assert llm is not None
+    context = report_context(model)
+    with torch.no_grad():
+        prompt = context.prompt(generator)
+        group = sample_group(llm, prompt, 3, max_new_tokens=6, temperature=0.7, seed=5)
+        scored = context.log_probabilities(generator, group.tokens_KT, group.mask_KT, temperature=0.7)
+        for row, mask, found in zip(group.tokens_KT, group.mask_KT, scored, strict=True):
+            words = llm.embed(row[mask])
+            logits = llm(torch.cat([prompt, words])[None]).logits[0, len(prompt) - 1 : -1].float() / 0.7
+            expected = logits.log_softmax(-1)[torch.arange(int(mask.sum())), row[mask]]
+            torch.testing.assert_close(found[mask], expected, atol=1e-5, rtol=1e-4)
+            assert not found[~mask].any()
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    llm = small_language_model().eval()
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    group = sample_group(llm, prompt, 4000, max_new_tokens=1, seed=1)
+    with torch.no_grad():
+        expected = llm(prompt[None]).logits[0, -1].softmax(0)
+    share = torch.bincount(group.tokens_KT[:, 0], minlength=len(expected)) / 4000
+    assert float((share - expected).abs().max()) < 5 * math.sqrt(0.25 / 4000)
+    assert float((share - expected).abs().sum() / 2) < 0.15
+
+
+def test_a_seed_draws_the_same_reports_and_another_draws_others() -> None:
+    llm = small_language_model().eval()
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    one, again, other = (sample_group(llm, prompt, 4, max_new_tokens=10, seed=seed) for seed in (1, 1, 2))
+    assert one.texts == again.texts != other.texts
+    assert len(set(one.texts)) > 1
+
+
+def test_a_report_ends_at_its_end_token_and_counts_it() -> None:
+    llm = small_language_model().eval()
+    llm.stop_token_ids = set(range(130, len(llm.tokenizer)))  # type: ignore[arg-type]
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    group = sample_group(llm, prompt, 8, max_new_tokens=20, seed=0)
+    for row, mask, done in zip(group.tokens_KT, group.mask_KT, group.finished_K, strict=True):
+        ids = row[mask].tolist()
+        assert bool(done) == (ids[-1] in llm.stop_token_ids)
+        assert not set(ids[:-1]) & llm.stop_token_ids
+        assert not row[~mask].any()
+    assert bool(group.finished_K.any())
+
+
+# --- frozen weights ----------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_that_of_the_model_without_adapters_and_leaves_them_alone() -> None:
+    plain, adapted = small_language_model(lora=False), small_language_model(lora=True)
+    texts = ["The lungs are clear.", "", "No effusion"]
+    expected = FrozenPerplexity(plain, rows=1)(texts)
+    with torch.no_grad():
+        for parameter in adapted.adapter_parameters().values():
+            parameter.add_(0.3)
+    before = {name: p.clone() for name, p in adapted.adapter_parameters().items()}
+    assert FrozenPerplexity(adapted, rows=2)(texts) == pytest.approx(expected, rel=1e-4)
+    assert expected[1] == math.inf
+    for name, parameter in adapted.adapter_parameters().items():
+        assert torch.equal(parameter, before[name])
+
+
+def test_replaced_weights_come_back_even_after_an_error() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    storage = parameter.data_ptr()
+
+    def fail() -> None:
+        with replaced_weights({parameter: torch.zeros(2)}):
+            assert not parameter.any()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert parameter.data_ptr() == storage
+    assert bool(parameter.all())
+
+
+# --- the phase ---------------------------------------------------------------------------------------------------
+
+
+def test_phase_3_runs_only_where_it_is_asked_for() -> None:
+    assert "grpo" not in chosen_phases(None)
+    assert chosen_phases(["3", "2"]) == ["joint", "grpo"]
+
+
+def test_it_does_not_refine_what_was_never_taught(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = grpo_config(pretrained)
+    with pytest.raises(ConfigError, match="never learned to"):
+        Trainer(TrainingRequest(config, store, tmp_path / "run", ["3"]))
+    Trainer(TrainingRequest(config, store, tmp_path / "run", ["2", "3"]))  # phase 2 will have taught it
+
+
+def vowels(texts: Sequence[str], truth: ReportTruth) -> list[float]:
+    """A toy: the share of bytes of one half of the alphabet."""
+    return [sum(character < "S" for character in text) / max(1, len(text)) for text in texts]
+
+
+def with_toy_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "weighted_rewards", lambda phase, perplexity: {"toy": (1.0, vowels)})
+
+
+def test_the_reward_rises(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_toy_reward(monkeypatch)
+    config = grpo_config(pretrained, {"steps": 14, "group_size": 8, "lr": 5e-2, "kl_weight": 0.0})
+    final = train(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=start))
+    metrics = read_metrics(tmp_path / "run")
+    rewards = losses(metrics, "reward")
+    assert len(rewards) == 14
+    assert rewards[-4:].mean() > rewards[:4].mean() + 0.15
+    kl = losses(metrics, "kl")
+    assert kl[0] < kl[-1]
+    (told,) = [line for line in metrics if "valid/reward" in line]
+    assert told["valid/reward_gain"] == pytest.approx(
+        told["valid/reward"] - (told["valid/reward"] - told["valid/reward_gain"])
+    )
+    assert told["valid/reward_gain_low"] <= told["valid/reward_gain"] <= told["valid/reward_gain_high"]
+    assert VLM3DMultiTask.from_pretrained(final).untrained_tasks == ()
+
+
+def test_only_projector_and_adapters_change_and_the_start_stays_the_reference(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
+) -> None:
+    config = grpo_config(pretrained, {"steps": 2})
+    trainer = Trainer(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=start, stop_after=1))
+    before = VLM3DMultiTask.from_pretrained(start).checkpoint_state_dict()
+    trainer.run()
+    after = trainer.model.checkpoint_state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[1] for name in changed} == {"projector", "adapter"}
+    assert trainer._grpo is not None
+    with trainer._grpo.as_reference():
+        inside = trainer.model.checkpoint_state_dict()
+        assert all(torch.equal(before[name], inside[name]) for name in before)
+    assert all(torch.equal(after[n], t) for n, t in trainer.model.checkpoint_state_dict().items())
+
+
+def test_stopping_at_any_step_and_resuming_changes_nothing(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
+) -> None:
+    config = grpo_config(pretrained, {"resample_tries": 1, "min_reward_std": 0.02, "normalization": "dapo"})
+
+    def request(name: str, stop_after: int | None = None) -> TrainingRequest:
+        return TrainingRequest(config, store, tmp_path / name, ["3"], start_from=start, stop_after=stop_after)
+
+    train(request("whole"))
+    for stop_after in (1, 2, None):
+        train(request("parts", stop_after))
+    whole, parts = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    for name in ("total", "kl", "reward", "reports/tokens", "other_scans_tried"):
+        np.testing.assert_allclose(losses(parts, name), losses(whole, name), atol=1e-6, rtol=0)
+    assert losses(whole, "kl").max() > 0
+    a, b = (VLM3DMultiTask.from_pretrained(tmp_path / n / "final").fingerprint() for n in ("whole", "parts"))
+    assert a == b
+
+
+def test_equal_rewards_are_sampled_elsewhere_and_teach_nothing(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        grpo, "weighted_rewards", lambda phase, perplexity: {"flat": (1.0, lambda t, truth: [0.5] * len(t))}
+    )
+    config = grpo_config(pretrained, {"steps": 1, "resample_tries": 2})
+    final = train(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=start))
+    (line,) = [line for line in read_metrics(tmp_path / "run") if "train/reward" in line]
+    assert line["train/other_scans_tried"] == 2
+    assert line["train/informative"] == line["train/gradient_norm"] == 0
+    before, after = (VLM3DMultiTask.from_pretrained(f).fingerprint() for f in (start, final))
+    assert before == after
+
+
+def test_a_strong_tie_to_the_reference_holds_the_model(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_toy_reward(monkeypatch)
+    moved = []
+    for name, weight in (("free", 0.0), ("tied", 20.0)):
+        config = grpo_config(pretrained, {"steps": 6, "kl_weight": weight, "lr": 2e-2})
+        train(TrainingRequest(config, store, tmp_path / name, ["3"], start_from=start))
+        moved.append(losses(read_metrics(tmp_path / name), "kl")[-1])
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_broken_weights_stop_with_the_cases(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
+) -> None:
+    trainer = Trainer(
+        TrainingRequest(grpo_config(pretrained), store, tmp_path / "run", ["3"], start_from=start)
+    )
+    with torch.no_grad():
+        trainer.model.report_generator.projector.queries.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 0 \(grpo\) is no number; the batch's cases: phantom_\d+"):
+        trainer.run()
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_held_out_rewards_are_compared_pair_by_pair(
+    store: Path, start: Path, pretrained: dict[str, Any]
+) -> None:
+    model = VLM3DMultiTask.from_pretrained(start)
+    phase = grpo_config(pretrained).training.phases.grpo
+    dataset = PreparedDataset(store, ("train",))
+    before = score_held_out(model, dataset, phase, limit=3)
+    assert len(before.case_ids) == 3
+    assert set(before.figures) >= {"reward", "reward_clinical", "reward_factual", "reward_format", "words"}
+    same = compare_rewards(before, score_held_out(model, dataset, phase, limit=3))
+    assert all(gain.value == 0 for gain in same.values() if not math.isnan(gain.value))
+    raised = {**before.figures, "reward": before.figures["reward"] + np.array([0.1, 0.2, 0.3])}
+    after = type(before)(before.case_ids, before.patient_ids, before.texts, raised, before.label_NK)
+    gain = compare_rewards(before, after)["reward"]
+    assert gain.value == pytest.approx(0.2)
+    assert 0.1 <= gain.low < 0.2 < gain.high <= 0.3
+    with pytest.raises(ValueError, match="same scans"):
+        compare_rewards(before, score_held_out(model, dataset, phase, limit=2))
