@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,23 +13,30 @@ from vlm3d.datasets.splits import check_no_leak
 from vlm3d.errors import ConfigError, DataError
 from vlm3d.model.checkpoint import Status
 
+logger = logging.getLogger(__name__)
+
 PHASES: dict[str, str] = {
+    "1.0": "local",
     "1.1": "classification",
     "1.2": "localization",
     "1.3": "alignment",
     "2": "joint",
+    "3": "grpo",
 }
 """Number -> name, in order; names are fields of `vlm3d.config.PhasesConfig`."""
 
+ON_REQUEST = ("grpo",)
+"""Phases that run only where they are asked for: they refine a model that is whole without them."""
+
 
 def chosen_phases(asked: Sequence[str] | None) -> list[str]:
-    """Names of the phases to run, in their order; all by default.
+    """Names of the phases to run, in their order; all but those of `ON_REQUEST` by default.
 
     Raises:
         ConfigError: One is neither a number nor a name of `PHASES`.
     """
     if not asked:
-        return list(PHASES.values())
+        return [name for name in PHASES.values() if name not in ON_REQUEST]
     names = {PHASES.get(phase, phase) for phase in asked}
     foreign = names - set(PHASES.values())
     if foreign:
@@ -46,6 +54,20 @@ def phase_config(config: Config, name: str) -> PhaseConfig:
 def phase_number(name: str) -> int:
     """Place of a phase, which tells the phases' random numbers apart."""
     return list(PHASES.values()).index(name) + 1
+
+
+def check_start(phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
+    """Refuse to refine reports that nothing has taught yet.
+
+    Raises:
+        ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports.
+    """
+    taught = "generation" not in untrained_tasks or {"alignment", "joint"} & set(phases)
+    if "grpo" in phases and not taught:
+        raise ConfigError(
+            "phase 3 (grpo) refines a model that writes reports; these weights never learned to: run phase 2 before it, "
+            "or start from its checkpoint with --from"
+        )
 
 
 def check_data(train: PreparedDataset, valid: PreparedDataset, config: Config, phases: Sequence[str]) -> None:
@@ -70,6 +92,14 @@ def check_data(train: PreparedDataset, valid: PreparedDataset, config: Config, p
     for task in sorted(tasks):
         if not has[task]:
             raise DataError(f"no training case of {train.store} has {words[task]}, which {task} learns from")
+
+
+def without_blind_phases(phases: Sequence[str], dataset: PreparedDataset) -> list[str]:
+    """Leave phase 1.0 out where no case tells where a finding lies: boxes of a scan could not be labeled."""
+    tells = any(any(case.lesion_voxels.values()) or case.facts.get("findings") for case in dataset.cases)
+    if not tells and "local" in phases:
+        logger.info("phase local is left out: no training case tells where its findings lie")
+    return [name for name in phases if tells or name != "local"]
 
 
 def status_of(dataset: PreparedDataset) -> Status:
