@@ -10,6 +10,7 @@ import torch
 from vlm3d.config import load_config
 from vlm3d.errors import ConfigError
 from vlm3d.inference.pipeline import Pipeline
+from vlm3d.inference.thresholds import thresholds_for
 from vlm3d.model.checkpoint import shipped_checkpoint
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
@@ -62,10 +63,20 @@ def load_pipeline(
     shipped = shipped_checkpoint(str(config)) if checkpoint is None else None
     if shipped is not None:
         model = VLM3DMultiTask.from_pretrained(shipped, load_llm=with_report, device=place)
-        return Pipeline(model, checkpoint=f"{config} (shipped)", device=place)
+        return Pipeline(
+            model,
+            checkpoint=f"{config} (shipped)",
+            device=place,
+            thresholds=thresholds_for(model, shipped),
+        )
     if checkpoint is not None and str(checkpoint) != RANDOM:
         model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=with_report, device=place)
-        return Pipeline(model, checkpoint=Path(checkpoint).name or str(checkpoint), device=place)
+        return Pipeline(
+            model,
+            checkpoint=Path(checkpoint).name or str(checkpoint),
+            device=place,
+            thresholds=thresholds_for(model, checkpoint),
+        )
     settings = load_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,26 +21,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm3d.anatomy.mask_file import read_region_mask
-from vlm3d.anatomy.measurement import Component, drop_small_pieces, find_landmarks, measure_lesion
+from vlm3d.anatomy.measurement import (
+    Component,
+    drop_small_pieces,
+    find_landmarks,
+    measure_lesion,
+)
 from vlm3d.anatomy.segmentation import segment_anatomy
-from vlm3d.errors import ConfigError, ResourceError
+from vlm3d.errors import ResourceError
+from vlm3d.inference.consistency import consistent_report
+from vlm3d.inference.lesion_record import listed_piece, volume_ml_by_region
 from vlm3d.inference.prediction import (
     TRAINING_NOTES,
     UNTRAINED_TASK_NOTES,
     DiseaseFinding,
-    LesionComponent,
     LesionFinding,
     ModelInfo,
     Prediction,
     Report,
     ScanInfo,
 )
+from vlm3d.inference.settings import PredictionSettings
+from vlm3d.inference.thresholds import DEFAULT_THRESHOLD, threshold_of
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import TASKS
+from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.model.report_generator import LesionEvidence, parse_report
+from vlm3d.model.report_decoding import GeneratedReport
+from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.model.vision_encoder import VisionFeatures
 from vlm3d.preprocessing.orientation import (
     axis_codes,
@@ -53,54 +62,13 @@ from vlm3d.preprocessing.preprocessor import PreparedScan, Preprocessor
 from vlm3d.version import VERSION
 from vlm3d.volume import RegionMap, Volume
 
+__all__ = ["Pipeline", "PredictionSettings", "Result", "peak_rss_mb"]
+
 logger = logging.getLogger(__name__)
 
-AnatomyMethod = Literal["classical", "totalsegmentator", "none"]
-MaskLabels = Literal["auto", "vlm3d", "totalsegmentator"]
 MAX_LISTED_COMPONENTS = 20
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """What a caller may choose for a prediction.
-
-    Attributes:
-        anatomy: Where the regions come from when no mask file is given.
-        mask_labels: Whose ids a mask file holds; see `read_region_mask`.
-        classification_threshold: Probabilities from here on are positive.
-        localization_threshold: Voxel probabilities from here on are lesion.
-        min_lesion_ml: Smaller pieces are removed from the masks.
-        report: Whether to write a report.
-        max_new_tokens: Longest report; None takes the model's own.
-        temperature: 0 decodes greedily; None takes the model's own.
-        top_p: Nucleus of sampling; None takes the model's own.
-        seed: Makes sampling reproducible.
-    """
-
-    anatomy: AnatomyMethod = "classical"
-    mask_labels: MaskLabels = "auto"
-    classification_threshold: float = 0.5
-    localization_threshold: float = 0.5
-    min_lesion_ml: float = 0.05
-    report: bool = True
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("classification_threshold", "localization_threshold"):
-            value = getattr(self, name)
-            if not 0 < value < 1:
-                raise ConfigError(f"{name} is a probability between 0 and 1, got {value}")
-        if self.min_lesion_ml < 0:
-            raise ConfigError(f"min_lesion_ml is a volume of 0 or more, got {self.min_lesion_ml}")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is 1 or more, got {self.max_new_tokens}")
-        if self.temperature is not None and self.temperature < 0:
-            raise ConfigError(f"temperature is 0 or more, got {self.temperature}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is above 0 and at most 1, got {self.top_p}")
+REWRITING_TEMPERATURE = 0.7
+"""Of reports that are written again, where the first was decoded greedily: another seed changes nothing at 0."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +113,21 @@ class Pipeline:
         model: In evaluation mode after this.
         checkpoint: What to call its weights in the outputs.
         device: ``"cpu"``, ``"cuda"`` or a torch device.
+        thresholds: Of the diseases, tuned for these weights.
     """
 
-    def __init__(self, model: VLM3DMultiTask, *, checkpoint: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        model: VLM3DMultiTask,
+        *,
+        checkpoint: str,
+        device: str | torch.device = "cpu",
+        thresholds: StoredThresholds | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.preprocessor = Preprocessor(model.config.preprocessing)
+        self.thresholds = thresholds
         self.model_info = ModelInfo(
             config=model.config.name,
             checkpoint=checkpoint,
@@ -158,6 +135,7 @@ class Pipeline:
             training=model.training_status,
             llm=model.config.model.report.llm_name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            untrained_tasks=list(model.untrained_tasks),
         )
 
     @torch.inference_mode()
@@ -221,25 +199,16 @@ class Pipeline:
             lesions, masks, pieces = self._lesions(
                 mask_probability_BLDHW[0].cpu().numpy(), prepared, volume, regions, settings
             )
+        diseases = self._diseases(probabilities_K, settings)
         with watch.stage("report"):
-            report = self._report(features, mask_probability_BLDHW, probabilities_K, pieces, settings)
-        diseases = [
-            DiseaseFinding(
-                name=name,
-                probability=float(probability),
-                threshold=settings.classification_threshold,
-                positive=bool(probability >= settings.classification_threshold),
-                uncertainty=float(entropy_bits(probability)),
-            )
-            for name, probability in zip(self.model.disease_names, probabilities_K, strict=True)
-        ]
+            report = self._report(features, mask_probability_BLDHW, diseases, lesions, pieces, settings)
         prediction = Prediction(
             training_note=self._training_note(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
             settings=asdict(settings),
             scan=_scan_info(volume, prepared, regions),
-            model=self.model_info,
+            model=self.model_info.model_copy(update={"thresholds": self._thresholds_source(settings)}),
             diseases=diseases,
             lesions=lesions,
             report=report,
@@ -247,6 +216,32 @@ class Pipeline:
             peak_rss_mb=peak_rss_mb(),
         )
         return Result(prediction, volume, masks, regions)
+
+    def _diseases(
+        self, probabilities_K: NDArray[np.float32], settings: PredictionSettings
+    ) -> list[DiseaseFinding]:
+        findings = []
+        for name, probability in zip(self.model.disease_names, probabilities_K.tolist(), strict=True):
+            threshold = settings.classification_threshold
+            if threshold is None:
+                threshold = threshold_of(name, self.thresholds)
+            findings.append(
+                DiseaseFinding(
+                    name=name,
+                    probability=probability,
+                    threshold=threshold,
+                    positive=probability >= threshold,
+                    uncertainty=float(entropy_bits(probability)),
+                )
+            )
+        return findings
+
+    def _thresholds_source(self, settings: PredictionSettings) -> str:
+        if settings.classification_threshold is not None:
+            return f"{settings.classification_threshold:g} for every disease, as asked"
+        return (
+            f"{DEFAULT_THRESHOLD:g} for every disease" if self.thresholds is None else self.thresholds.source
+        )
 
     def _regions(
         self, volume: Volume, mask: str | Path | RegionMap | None, settings: PredictionSettings
@@ -316,8 +311,11 @@ class Pipeline:
                     max_probability=float(probability_DHW.max()),
                     uncertainty=mask_entropy_bits(probability_DHW, threshold),
                     volume_ml=float(np.count_nonzero(mask_DHW)) * voxel_ml,
-                    components=[_listed(piece, canonical_volume) for piece in found[:MAX_LISTED_COMPONENTS]],
+                    components=[
+                        listed_piece(piece, canonical_volume) for piece in found[:MAX_LISTED_COMPONENTS]
+                    ],
                     components_left_out=max(0, len(found) - MAX_LISTED_COMPONENTS),
+                    volume_ml_by_region=volume_ml_by_region(mask_view_DHW, regions_DHW, voxel_ml),
                 )
             )
         return findings, masks, pieces
@@ -332,7 +330,8 @@ class Pipeline:
         self,
         features: VisionFeatures,
         mask_probability_BLDHW: Tensor,
-        probabilities_K: NDArray[np.float32],
+        diseases: list[DiseaseFinding],
+        lesions: list[LesionFinding],
         pieces: dict[str, list[Component]],
         settings: PredictionSettings,
     ) -> Report:
@@ -340,52 +339,31 @@ class Pipeline:
             return Report(text="", findings="", impression="", recommendations="", generated=False)
         generator = self.model.report_generator
         generator.load_llm(self.device)
-        positive = [
-            name
-            for name, probability in zip(self.model.disease_names, probabilities_K, strict=True)
-            if probability >= settings.classification_threshold
-        ]
-        written = generator.generate(
-            features.global_BC,
-            features.region_BRC,
-            features.patch_BNC,
-            prompt_texts=[
-                describe_findings(positive, pieces, self.model.lesions)
-                if generator.location.uses_text
-                else ""
-            ],
-            evidence=LesionEvidence(masks_BLDHW=mask_probability_BLDHW, grid=features.grid),
-            region_present_BR=features.region_present_BR,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-        )[0]
-        sections = parse_report(written.text)
-        return Report(
-            text=written.text,
-            findings=sections.findings,
-            impression=sections.impression,
-            recommendations=sections.recommendations,
-            uncertainty=written.mean_surprisal_bits,
-            generated=True,
+        positive = [disease.name for disease in diseases if disease.positive]
+        words = (
+            describe_findings(positive, pieces, self.model.lesions) if generator.location.uses_text else ""
         )
 
+        def write(attempt: int) -> GeneratedReport:
+            temperature = settings.temperature
+            if attempt and not (generator.config.temperature if temperature is None else temperature):
+                temperature = REWRITING_TEMPERATURE
+            return generator.generate(
+                features.global_BC,
+                features.region_BRC,
+                features.patch_BNC,
+                prompt_texts=[words],
+                evidence=LesionEvidence(masks_BLDHW=mask_probability_BLDHW, grid=features.grid),
+                region_present_BR=features.region_present_BR,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=temperature,
+                top_p=settings.top_p,
+                seed=settings.seed + attempt,
+            )[0]
 
-def _listed(piece: Component, canonical: Volume) -> LesionComponent:
-    d, h, w = piece.centroid_index_dhw
-    x, y, z = (canonical.affine @ np.array([d, h, w, 1.0]))[:3]
-    return LesionComponent(
-        side=piece.side,
-        region=piece.region,
-        level=piece.level,
-        volume_ml=piece.volume_ml,
-        max_diameter_mm=piece.max_diameter_mm,
-        centroid_ras_mm=(float(x), float(y), float(z)),
-        centroid_index_dhw=piece.centroid_index_dhw,
-        key_slice=piece.key_slice,
-        mean_probability=float(np.clip(piece.mean_probability or 0.0, 0.0, 1.0)),
-    )
+        return consistent_report(
+            write, diseases, lesions, settings.on_contradiction, settings.regenerate_attempts
+        )
 
 
 def _scan_info(volume: Volume, prepared: PreparedScan, regions: RegionMap | None) -> ScanInfo:

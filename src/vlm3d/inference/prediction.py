@@ -6,11 +6,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 DISCLAIMER = "Research software, not a medical device. Not for diagnosis or treatment."
 
 Training = Literal["untrained", "synthetic", "trained"]
+Policy = Literal["flag", "regenerate", "repair"]
+Told = Literal["positive", "negative", "uncertain", "historical"]
+Section = Literal["findings", "impression", "recommendations"]
+Agreement = Literal["agrees", "wrong_side", "wrong_lobe", "unmeasured"]
+ContradictionKind = Literal[
+    "unsupported", "denied", "wrong_side", "wrong_lobe", "called_normal", "not_mentioned"
+]
 
 TRAINING_NOTES: dict[Training, str] = {
     "untrained": "UNTRAINED weights: every probability, mask and sentence below is random and means nothing.",
@@ -78,6 +85,90 @@ class LesionFinding(Model):
     components_left_out: int = Field(
         0, ge=0, description="Smaller pieces counted in volume_ml but not listed."
     )
+    volume_ml_by_region: dict[str, float] = Field(
+        {}, description="By name of the anatomical region; what lies in none is left out."
+    )
+
+
+class ToldPlace(Model):
+    """One place at which a sentence tells a finding, with the piece of a mask that is meant."""
+
+    side: str | None = Field(None, description="right, left, midline, or None where the words leave it open.")
+    region: str | None = Field(None, description="Key of the anatomical region, such as right_upper_lobe.")
+    level: str | None = Field(None, description="upper, middle or lower third of the lungs.")
+    size_mm: float | None = Field(None, ge=0)
+    agreement: Agreement = Field(
+        description="unmeasured: no mask of the finding, so nothing to compare with."
+    )
+    lesion: str | None = Field(None, description="Key of the lesion whose mask shows it.")
+    component: int | None = Field(
+        None, ge=0, description="Index in the lesion's components: the piece that fits the words best."
+    )
+    key_slice: int | None = Field(None, description="Of that piece: canonical slice index.")
+
+
+class SentenceFinding(Model):
+    """One disease that a sentence names."""
+
+    name: str
+    status: Told
+    affirmed: bool = Field(description="Whether the words make the finding present, doubt included.")
+    start: int = Field(ge=0, description="Index in report.text of the words that name it.")
+    end: int = Field(ge=0, description="Index past them.")
+    probability: float | None = Field(
+        None, ge=0, le=1, description="None: the classifier lacks this disease."
+    )
+    threshold: float | None = Field(None, ge=0, le=1)
+    positive: bool | None = Field(None, description="Whether the probability reaches the threshold.")
+    in_mask: bool = Field(False, description="A lesion mask of this disease has at least one piece.")
+    places: list[ToldPlace] = Field([], description="Of affirmed findings, outside the recommendations.")
+
+
+class ReportSentence(Model):
+    """One sentence of the report, and what it rests on."""
+
+    text: str
+    section: Section
+    start: int = Field(ge=0, description="Index in report.text of its first character.")
+    end: int = Field(ge=0, description="Index past its last character.")
+    findings: list[SentenceFinding] = []
+    lesion: str | None = Field(None, description="Of the place that the sentence leads to first.")
+    component: int | None = Field(None, ge=0)
+    key_slice: int | None = None
+    supported: bool | None = Field(
+        None, description="False if it contradicts a head; None where it says nothing that a head knows."
+    )
+    origin: Literal["model", "repair"] = "model"
+
+
+class Contradiction(Model):
+    """Something that the report says, or leaves out, against the model's own heads."""
+
+    kind: ContradictionKind
+    finding: str = Field(description="Name of the disease; empty where the whole scan is called normal.")
+    sentence: int | None = Field(None, ge=0, description="Index in report.sentences; None for an omission.")
+    message: str
+
+
+class ReportEdit(Model):
+    """A sentence that a repair removed or added."""
+
+    action: Literal["removed", "added"]
+    section: Section
+    text: str
+    reason: str
+
+
+class ReportCheck(Model):
+    """The report held against the model's own probabilities and masks."""
+
+    policy: Policy
+    count: int = Field(ge=0, description="Contradictions that remain in the report as it stands.")
+    contradictions: list[Contradiction] = []
+    counts_by_attempt: list[int] = Field([], description="Contradictions of each report written, in turn.")
+    attempt: int = Field(0, ge=0, description="Which of them was kept.")
+    edits: list[ReportEdit] = []
+    text_before_repair: str | None = Field(None, description="What the model wrote, where it was changed.")
 
 
 class Report(Model):
@@ -91,6 +182,8 @@ class Report(Model):
         None, ge=0, description="Mean surprisal of the written tokens, in bits."
     )
     generated: bool = Field(description="False when report generation was switched off.")
+    sentences: list[ReportSentence] = Field([], description="In the order of the text.")
+    check: ReportCheck | None = Field(None, description="None when no report was written.")
 
 
 class ScanInfo(Model):
@@ -117,6 +210,8 @@ class ModelInfo(Model):
     training: Training
     llm: str
     parameters: int
+    untrained_tasks: list[str] = Field([], description="Tasks that the weights never learned.")
+    thresholds: str = Field("0.5 for every disease", description="Where the diseases' thresholds come from.")
 
 
 class Prediction(Model):

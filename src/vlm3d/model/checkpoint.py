@@ -4,7 +4,8 @@
 CHECKPOINT/
 ├── config.json          every setting of the model and its input (vlm3d.config.Config)
 ├── model.safetensors    encoder, classifier with its prompt embeddings, localizer, projector, adapters
-└── training.json        how it was trained: {"status": "untrained" | "synthetic" | "trained", …}
+├── training.json        how it was trained: {"status": "untrained" | "synthetic" | "trained", …}
+└── thresholds.json      optional: from which probability on each disease is positive, tuned for these weights
 ```
 
 The language model's frozen weights are not in it: they are named in config.json and found by `vlm3d.pretrained`.
@@ -16,6 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,8 @@ from torch import Tensor
 
 from vlm3d.config import Config, config_from_dict
 from vlm3d.errors import CheckpointError, ConfigError, OutputError
-from vlm3d.io import whole_folder
+from vlm3d.io import whole_folder, write_atomically
+from vlm3d.pretrained import resolve_weights
 
 SHIPPED = Path(str(files("vlm3d"))) / "checkpoints"
 """Checkpoints that come with the package, each under the name of its size."""
@@ -35,8 +38,24 @@ SHIPPED = Path(str(files("vlm3d"))) / "checkpoints"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"
+THRESHOLDS_FILE = "thresholds.json"
 Status = Literal["untrained", "synthetic", "trained"]
 STATUSES: tuple[Status, ...] = ("untrained", "synthetic", "trained")
+
+
+@dataclass(frozen=True)
+class StoredThresholds:
+    """From which probability on each disease is positive, kept beside the weights that it was tuned for.
+
+    Attributes:
+        values: Disease -> probability, 0..1.
+        source: How they were chosen, in words.
+        fingerprint: Of the encoder's and the classifier's weights, from `classifier_fingerprint`.
+    """
+
+    values: Mapping[str, float]
+    source: str
+    fingerprint: str
 
 
 def write_checkpoint(
@@ -66,6 +85,21 @@ def shipped_checkpoint(name: str) -> Path | None:
     return folder if re.fullmatch(r"[\w-]+", name) and _is_checkpoint(folder) else None
 
 
+def locate_checkpoint(name_or_folder: str | Path) -> Path:
+    """The folder of a checkpoint: a folder, a size that ships with weights, or a Hub name.
+
+    Raises:
+        CheckpointError: It is a file.
+        WeightsUnavailableError: It is in none of the places looked in.
+    """
+    folder = Path(name_or_folder)
+    if not folder.exists():
+        folder = shipped_checkpoint(str(name_or_folder)) or resolve_weights(str(name_or_folder))
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a checkpoint is a folder that vlm3d wrote")
+    return folder
+
+
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
@@ -93,6 +127,41 @@ def read_training(folder: Path) -> dict[str, Any]:
     if training.get("status") not in STATUSES:
         raise CheckpointError(f"{folder}/{TRAINING_FILE}: status must be one of {', '.join(STATUSES)}")
     return training
+
+
+def read_thresholds(folder: Path) -> StoredThresholds | None:
+    """The diseases' thresholds of a checkpoint; None where it has none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if not (folder / THRESHOLDS_FILE).exists():
+        return None
+    stored = _read_json(folder, THRESHOLDS_FILE)
+    values, source, weights = (stored.get(key) for key in ("values", "source", "fingerprint"))
+    if not isinstance(values, dict) or not isinstance(source, str) or not isinstance(weights, str):
+        raise CheckpointError(
+            f"{folder}/{THRESHOLDS_FILE} is damaged: it lacks values, source or fingerprint; delete or tune it again"
+        )
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise CheckpointError(
+                f"{folder}/{THRESHOLDS_FILE} is damaged: the threshold of {name} is no probability from 0 to 1"
+            )
+    return StoredThresholds({name: float(value) for name, value in values.items()}, source, weights)
+
+
+def write_thresholds(folder: Path, thresholds: StoredThresholds) -> Path:
+    """Put thresholds beside a checkpoint's weights; saving the checkpoint again drops them.
+
+    Raises:
+        CheckpointError: The folder is no checkpoint.
+        OutputError: It cannot be written.
+    """
+    if not _is_checkpoint(folder):
+        raise CheckpointError(f"{folder} is no checkpoint: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}")
+    write_atomically(folder / THRESHOLDS_FILE, json.dumps(asdict(thresholds), indent=2) + "\n")
+    return folder / THRESHOLDS_FILE
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -125,6 +194,16 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def classifier_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of what a disease's probability depends on: it stays when a report writer is trained later.
+
+    Args:
+        state: From `VLM3DMultiTask.checkpoint_state_dict`.
+    """
+    parts = ("vision_encoder.", "classifier.")
+    return fingerprint({name: tensor for name, tensor in state.items() if name.startswith(parts)})
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from vlm3d.config import Config, ModelConfig, with_model_fields
-from vlm3d.errors import CheckpointError
 from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
 from vlm3d.model.localization_module import LesionLocalizationModule
 from vlm3d.model.part_sizes import PartSize, part_sizes
-from vlm3d.model.patch_embedding import PatchBox, cut_boxes
+from vlm3d.model.patch_embedding import PatchBox, Place, cut_boxes
 from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
 from vlm3d.model.strict_loading import copy_strictly
 from vlm3d.model.text_encoder import TextEncoder, load_text_encoder, text_encoder_dim
 from vlm3d.model.vision_encoder import ThreeDVisionEncoder, VisionFeatures
-from vlm3d.pretrained import resolve_weights
 
 PARTS = ("vision", "classifier", "localizer", "projector", "adapters")
 """What `VLM3DMultiTask.freeze` and `unfreeze` take; the text encoder and the language model are always frozen."""
@@ -102,7 +100,12 @@ class VLM3DMultiTask(nn.Module):
             self.vision_encoder = ThreeDVisionEncoder(sizes.vision)
             self.classifier = MultiLabelClassifier(sizes.classifier, width, encoder_dim)
             self.localizer = LesionLocalizationModule(
-                sizes.localizer, width, encoder_dim, sizes.vision.in_channels, sizes.vision.patch_size
+                sizes.localizer,
+                width,
+                encoder_dim,
+                sizes.vision.in_channels,
+                sizes.vision.patch_size,
+                bands=sizes.vision.bands,
             )
         self.report_generator = ReportGenerator.from_config(
             sizes.report,
@@ -131,9 +134,14 @@ class VLM3DMultiTask(nn.Module):
 
     # --- one forward pass --------------------------------------------------------------------------------------
 
-    def encode(self, ct_volume: Tensor, segmentation_mask: Tensor | None = None) -> VisionFeatures:
+    def encode(
+        self,
+        ct_volume: Tensor,
+        segmentation_mask: Tensor | None = None,
+        places: Sequence[Place] | None = None,
+    ) -> VisionFeatures:
         """Features of scans (B, 1, D, H, W) with anatomy (B, D, H, W) or without; see `ThreeDVisionEncoder`."""
-        return self.vision_encoder(ct_volume, segmentation_mask)
+        return self.vision_encoder(ct_volume, segmentation_mask, places)
 
     def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
         """``logits``, ``probabilities`` (B, K); ``attention`` (B, K, R + N): where each disease looked; ``evidence``."""
@@ -180,6 +188,7 @@ class VLM3DMultiTask(nn.Module):
         spacing_mm: tuple[float, float, float] | None = None,
         tasks: Iterable[str] = TASKS,
         localization_boxes: Sequence[PatchBox] | None = None,
+        places: Sequence[Place] | None = None,
     ) -> dict[str, Any]:
         """Run the tasks on a batch.
 
@@ -194,6 +203,7 @@ class VLM3DMultiTask(nn.Module):
             spacing_mm: Voxel size (D, H, W), for sizes in words; the configured grid's by default.
             tasks: Which of `vlm3d.labels.TASKS` to run.
             localization_boxes: Draw masks only in one box a scan, as `localize` takes them.
+            places: Where cut-outs lie in their scans, as `encode` takes them.
 
         Returns:
             ``features``, and ``classification``, ``localization``, ``generation`` for the tasks that ran.
@@ -204,7 +214,7 @@ class VLM3DMultiTask(nn.Module):
         tasks = set(tasks)
         if not tasks <= set(TASKS):
             raise ValueError(f"tasks are {', '.join(TASKS)}, got {', '.join(sorted(tasks))}")
-        features = self.encode(ct_volume, segmentation_mask)
+        features = self.encode(ct_volume, segmentation_mask, places)
         outputs: dict[str, Any] = {"features": features}
         if "classification" in tasks:
             outputs["classification"] = self.classify(features)
@@ -504,12 +514,7 @@ class VLM3DMultiTask(nn.Module):
             CheckpointError: It is incomplete, damaged, or its tensors are not those of its configuration.
             WeightsUnavailableError: It is in none of the places looked in.
         """
-        folder = Path(name_or_folder)
-        if not folder.exists():
-            shipped = checkpoint.shipped_checkpoint(str(name_or_folder))
-            folder = shipped or resolve_weights(str(name_or_folder))
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is a file; a checkpoint is a folder that vlm3d wrote")
+        folder = checkpoint.locate_checkpoint(name_or_folder)
         config = checkpoint.read_config(folder)
         training = checkpoint.read_training(folder)
         state = checkpoint.read_weights(folder)

@@ -1,0 +1,191 @@
+"""What happens to a report that contradicts the model's own heads: it is flagged, written again, or repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vlm3d.inference.contradictions import CheckedReport, check_report
+from vlm3d.inference.grounding import lesions_showing
+from vlm3d.inference.prediction import (
+    DiseaseFinding,
+    LesionComponent,
+    LesionFinding,
+    Policy,
+    Report,
+    ReportCheck,
+    ReportEdit,
+    ReportSentence,
+    Section,
+)
+from vlm3d.model.location import MAX_PIECES, describe_piece
+from vlm3d.model.report_sections import format_report, parse_report
+
+_MISPLACED = ("wrong_side", "wrong_lobe")
+_ROUNDS = 3
+_ORDER: tuple[Section, ...] = ("findings", "impression", "recommendations")
+
+
+class Draft(Protocol):
+    """A report as the language model writes it; `vlm3d.model.report_decoding.GeneratedReport` is one."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def mean_surprisal_bits(self) -> float: ...
+
+
+def consistent_report(
+    write: Callable[[int], Draft],
+    diseases: Sequence[DiseaseFinding],
+    lesions: Sequence[LesionFinding],
+    policy: Policy = "flag",
+    attempts: int = 3,
+) -> Report:
+    """Write a report, hold it against the heads, and do with its contradictions what the policy says.
+
+    * ``flag`` keeps the report and lists them.
+    * ``regenerate`` writes again until a report has none, at most ``attempts`` more times, and keeps the one with the
+      fewest; the earliest of several.
+    * ``repair`` takes out what contradicts and adds what is left out, in plain sentences made from the measurements.
+
+    Args:
+        write: Called with 0, 1, 2, …: the number of the attempt.
+        diseases: The classifier's findings.
+        lesions: The localizer's findings.
+        policy: See above.
+        attempts: Of ``regenerate``, besides the first report.
+    """
+    drafts = [write(0)]
+    checks = [check_report(drafts[0].text, diseases, lesions)]
+    while policy == "regenerate" and checks[-1].contradictions and len(drafts) <= attempts:
+        drafts.append(write(len(drafts)))
+        checks.append(check_report(drafts[-1].text, diseases, lesions))
+    counts = [len(check.contradictions) for check in checks]
+    kept = counts.index(min(counts))
+    text, checked, edits = drafts[kept].text, checks[kept], list[ReportEdit]()
+    if policy == "repair" and checked.contradictions:
+        text, edits = repair_report(text, diseases, lesions)
+        checked = _with_origins(check_report(text, diseases, lesions), edits)
+    sections = parse_report(text)
+    return Report(
+        text=text,
+        findings=sections.findings,
+        impression=sections.impression,
+        recommendations=sections.recommendations,
+        uncertainty=drafts[kept].mean_surprisal_bits,
+        generated=True,
+        sentences=checked.sentences,
+        check=ReportCheck(
+            policy=policy,
+            count=len(checked.contradictions),
+            contradictions=checked.contradictions,
+            counts_by_attempt=counts,
+            attempt=kept,
+            edits=edits,
+            text_before_repair=drafts[kept].text if edits else None,
+        ),
+    )
+
+
+def repair_report(
+    text: str, diseases: Sequence[DiseaseFinding], lesions: Sequence[LesionFinding]
+) -> tuple[str, list[ReportEdit]]:
+    """Take out the sentences that contradict the heads and add what the report leaves out.
+
+    A sentence goes as a whole; what it said rightly besides is said again, from the measurements.
+
+    Returns:
+        The report under its three headings, and what was changed; an untouched report comes back as it was.
+    """
+    edits: list[ReportEdit] = []
+    for _ in range(_ROUNDS):
+        checked = check_report(text, diseases, lesions)
+        if not checked.contradictions:
+            break
+        text = _repaired(checked, diseases, lesions, edits)
+    return text, edits
+
+
+def _repaired(
+    checked: CheckedReport,
+    diseases: Sequence[DiseaseFinding],
+    lesions: Sequence[LesionFinding],
+    edits: list[ReportEdit],
+) -> str:
+    reasons = {item.sentence: item.message for item in reversed(checked.contradictions)}
+    kept: dict[Section, list[str]] = {section: [] for section in _ORDER}
+    told: dict[Section, set[str]] = {section: set() for section in _ORDER}
+    wanted = {
+        item.finding: item.message
+        for item in checked.contradictions
+        if item.kind in ("not_mentioned", *_MISPLACED)
+    }
+    for index, sentence in enumerate(checked.sentences):
+        if index in reasons:
+            edits.append(
+                ReportEdit(
+                    action="removed", section=sentence.section, text=sentence.text, reason=reasons[index]
+                )
+            )
+            wanted |= dict.fromkeys(_said_rightly(sentence), reasons[index])
+        else:
+            kept[sentence.section].append(sentence.text)
+            told[sentence.section] |= {item.name for item in sentence.findings if item.affirmed}
+    for name in sorted(wanted, key=_place_in(diseases)):
+        lines: tuple[tuple[Section, str], ...] = (
+            ("findings", located_sentence(name, lesions)),
+            ("impression", f"{name}."),
+        )
+        for section, line in lines:
+            if name not in told[section]:
+                kept[section].append(line)
+                edits.append(ReportEdit(action="added", section=section, text=line, reason=wanted[name]))
+    return format_report(*(" ".join(map(_closed, kept[section])) for section in _ORDER))
+
+
+def _closed(sentence: str) -> str:
+    """The sentence with a full stop where it ends with none, so that the next one stays apart."""
+    return sentence if sentence[-1] in ".;!?:" else f"{sentence}."
+
+
+def located_sentence(disease: str, lesions: Sequence[LesionFinding]) -> str:
+    """One plain sentence that affirms a disease, with the places and sizes that its mask measures.
+
+    Such as "Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml."
+    """
+    own = lesions_showing(disease, lesions)
+    if not own:
+        return f"{disease}."
+    pieces = own[0].components
+    places = " and ".join(describe_piece(_with_plain_region(piece)) for piece in pieces[:MAX_PIECES])
+    more = len(pieces) + own[0].components_left_out - MAX_PIECES
+    return f"{disease}: {places}{f' and {more} more' if more > 0 else ''}."
+
+
+def _with_plain_region(piece: LesionComponent) -> LesionComponent:
+    """The piece without a region in which no report would place it, such as an effusion in the ribs."""
+    told = piece.region.endswith((" lobe", " pleural space"))
+    return piece if told else piece.model_copy(update={"region": ""})
+
+
+def _said_rightly(sentence: ReportSentence) -> list[str]:
+    return [
+        item.name for item in sentence.findings if item.affirmed and (item.positive is True or item.in_mask)
+    ]
+
+
+def _place_in(diseases: Sequence[DiseaseFinding]) -> Callable[[str], int]:
+    order = {disease.name: place for place, disease in enumerate(diseases)}
+    return lambda name: order.get(name, len(order))
+
+
+def _with_origins(checked: CheckedReport, edits: Sequence[ReportEdit]) -> CheckedReport:
+    added = {(edit.section, edit.text) for edit in edits if edit.action == "added"}
+    sentences = [
+        sentence.model_copy(update={"origin": "repair"})
+        if (sentence.section, sentence.text) in added
+        else sentence
+        for sentence in checked.sentences
+    ]
+    return CheckedReport(sentences, checked.contradictions)

@@ -1,0 +1,96 @@
+"""From which probability on a disease is positive: tuned on a validation split, kept with the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm3d.errors import CheckpointError, ConfigError, InputError
+from vlm3d.evaluation.thresholds import Objective
+from vlm3d.labels import DISEASE_NAMES
+from vlm3d.model.checkpoint import (
+    THRESHOLDS_FILE,
+    StoredThresholds,
+    classifier_fingerprint,
+    locate_checkpoint,
+    read_thresholds,
+    write_thresholds,
+)
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+
+DEFAULT_THRESHOLD = 0.5
+
+
+def threshold_of(disease: str, thresholds: StoredThresholds | None) -> float:
+    """The stored threshold of a disease, else 0.5."""
+    return DEFAULT_THRESHOLD if thresholds is None else thresholds.values.get(disease, DEFAULT_THRESHOLD)
+
+
+def thresholds_for(model: VLM3DMultiTask, checkpoint: str | Path) -> StoredThresholds | None:
+    """The thresholds that lie beside a checkpoint; None where none do.
+
+    Raises:
+        CheckpointError: The file is damaged, or was tuned for other weights than the model's.
+    """
+    folder = locate_checkpoint(checkpoint)
+    thresholds = read_thresholds(folder)
+    if thresholds is not None and thresholds.fingerprint != _fingerprint(model):
+        raise CheckpointError(
+            f"{folder}/{THRESHOLDS_FILE} was tuned for other weights than these: delete it, or tune it again "
+            "with 'vlm3d tune'"
+        )
+    return thresholds
+
+
+def tune_checkpoint(
+    checkpoint: str | Path,
+    store: Path,
+    *,
+    split: str = "valid",
+    objective: Objective = "f1",
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> StoredThresholds:
+    """Choose each disease's threshold on a split of a prepared store, and keep them with the checkpoint.
+
+    A disease without a positive case there keeps 0.5.
+
+    Args:
+        checkpoint: Folder or Hub name; ``thresholds.json`` is written into its folder.
+        store: Prepared as the model needs it.
+        split: To tune on; never the one that the weights were trained on.
+        objective: What the thresholds maximize.
+        device: That the model runs on.
+        progress: Called with the number of cases done and of all.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ConfigError: The split is the training split, or the store was prepared for another model.
+        InputError: The split holds no labeled case.
+        OutputError: The folder cannot be written to.
+    """
+    from vlm3d.datasets.prepared import PreparedDataset
+    from vlm3d.evaluation.evaluator import EvaluationSettings
+    from vlm3d.evaluation.model_evaluation import tune_on_store
+
+    if split == "train":
+        raise ConfigError("thresholds tuned on the training split are too strict; take --split valid")
+    dataset = PreparedDataset(store, (split,))
+    if not dataset.cases:
+        raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
+    folder = locate_checkpoint(checkpoint)
+    model = VLM3DMultiTask.from_pretrained(folder, device=device)
+    tuned = tune_on_store(
+        model, dataset, EvaluationSettings(objective=objective), name=f"split '{split}'", progress=progress
+    )
+    values = {
+        name: min(max(float(value), 0.0), 1.0)
+        for name, value in zip(DISEASE_NAMES, tuned.value_K, strict=True)
+    }
+    stored = StoredThresholds(values, tuned.source, _fingerprint(model))
+    write_thresholds(folder, stored)
+    return stored
+
+
+def _fingerprint(model: VLM3DMultiTask) -> str:
+    return classifier_fingerprint(model.checkpoint_state_dict())
