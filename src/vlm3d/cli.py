@@ -73,7 +73,12 @@ def predict(
     series: Annotated[
         str | None, typer.Option(help="DICOM series: a number from 'vlm3d series' or a UID.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Probability from which a disease is positive.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability from which a disease is positive; by default the checkpoint's own, else 0.5."
+        ),
+    ] = None,
     mask_threshold: Annotated[float, typer.Option(help="Probability from which a voxel is lesion.")] = 0.5,
     min_lesion_ml: Annotated[float, typer.Option(help="Smaller pieces are dropped from the masks.")] = 0.05,
     report: Annotated[
@@ -82,6 +87,12 @@ def predict(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest report, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 decodes greedily.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, and of untrained weights.")] = 0,
+    on_contradiction: Annotated[
+        str,
+        typer.Option(
+            help="What happens to a report that contradicts the model's findings: flag, regenerate or repair."
+        ),
+    ] = "flag",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier output of vlm3d.")
@@ -100,6 +111,7 @@ def predict(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        on_contradiction=_one_of(on_contradiction, "--on-contradiction", ("flag", "regenerate", "repair")),
     )
     if mask is not None and len(inputs) > 1:
         raise _usage("--mask goes with a single scan")
@@ -224,6 +236,30 @@ def evaluate(
     if out is not None:
         for path in write_results(found, out, page=page, overwrite=overwrite):
             typer.echo(path)
+
+
+@app.command()
+def tune(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, which keeps the thresholds.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Prepared store.")],
+    split: Annotated[str, typer.Option(help="To tune on: other patients than those of training.")] = "valid",
+    objective: Annotated[str, typer.Option(help="What the thresholds maximize: f1 or crg.")] = "f1",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Choose from which probability on each disease is positive; predict takes it from the checkpoint."""
+    from vlm3d.inference.loading import choose_device
+    from vlm3d.inference.thresholds import tune_checkpoint
+
+    stored = tune_checkpoint(
+        checkpoint,
+        data,
+        split=split,
+        objective=_one_of(objective, "--objective", ("f1", "crg")),
+        device=str(choose_device(device)),
+    )
+    for name, value in stored.values.items():
+        typer.echo(f"{value:.3f}  {name}")
+    typer.echo(stored.source)
 
 
 @app.command()

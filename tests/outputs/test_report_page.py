@@ -19,8 +19,9 @@ from support.predictions import SHAPE, component, make_prediction
 from support.scan_files import affine_of, reoriented, small_chest
 from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, Prediction
 from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.outputs.grounded_text import report_as_text
 from vlm3d.outputs.html_report import render_page
-from vlm3d.outputs.report_text import printable, report_as_text
+from vlm3d.outputs.report_text import printable
 from vlm3d.volume import RegionMap, Volume
 
 VOID = {"meta", "img", "input", "br"}
@@ -181,9 +182,9 @@ def test_masks_of_noise_cost_seconds_not_minutes() -> None:
     noise = np.random.default_rng(0).random(shape) > 0.5
     masks = {lesion.key: noise for lesion in LESIONS}
     pieces = {lesion.key: [component(3)] for lesion in LESIONS}
-    started = time.perf_counter()
+    started = time.process_time()
     page = render_page(make_prediction(pieces), Volume(small_chest(shape), affine_of((5.0, 1.4, 1.4))), masks)
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8
     assert len(page) < 6_000_000
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Prediction
+from vlm3d.inference.prediction import UNTRAINED_TASK_NOTES, DiseaseFinding, LesionFinding, Prediction
 from vlm3d.labels import EXTRA_COLORS, LESIONS
+from vlm3d.outputs.grounded_text import Paragraph, check_summary, report_paragraphs
 from vlm3d.outputs.lesion_cards import CanonicalScan, LesionRow, key_images, lesion_rows, overviews
 from vlm3d.outputs.report_text import printable, report_sections, warning_line
 from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, body_box
@@ -57,12 +58,19 @@ def render_page(
         key_slices=[row.slice_index for row in rows],
         start_slice=start,
     )
+    paragraphs = report_paragraphs(prediction.report, rows)
+    ranked = _ranked(prediction.diseases)
     script = _asset("report.js")
     return _template().render(
         prediction=prediction,
         warning=warning_line(prediction),
         sections=report_sections(prediction),
-        diseases=_ranked(prediction.diseases),
+        paragraphs=paragraphs,
+        check=check_summary(prediction),
+        told_by=_told_by(paragraphs),
+        finding_anchors={disease.name: f"finding-{place}" for place, disease in enumerate(ranked, start=1)},
+        writer_note=_writer_note(prediction),
+        diseases=ranked,
         lesions=_lesions_by_disease(prediction.lesions),
         colors=_colors(prediction.lesions),
         names={lesion.key: lesion.name for lesion in prediction.lesions},
@@ -102,6 +110,24 @@ def _canonical_scan(
 def _ranked(diseases: list[DiseaseFinding]) -> list[DiseaseFinding]:
     """Positives first, each group by falling probability."""
     return sorted(diseases, key=lambda disease: (not disease.positive, -disease.probability))
+
+
+def _told_by(paragraphs: list[Paragraph]) -> dict[int, list[tuple[int, str]]]:
+    """Number of a lesion's row -> (index, words) of the sentences that tell of it."""
+    told: dict[int, list[tuple[int, str]]] = {}
+    for paragraph in paragraphs:
+        for part in paragraph.parts:
+            for row in part.rows:
+                if part.number is not None:
+                    told.setdefault(row.number, []).append((part.number, part.text))
+    return told
+
+
+def _writer_note(prediction: Prediction) -> str:
+    """What stands beside the report where its writer was never trained."""
+    model = prediction.model
+    untrained = model.training == "untrained" or "generation" in model.untrained_tasks
+    return UNTRAINED_TASK_NOTES["generation"] if untrained and prediction.report.generated else ""
 
 
 def _lesions_by_disease(lesions: list[LesionFinding]) -> dict[str, list[LesionFinding]]:

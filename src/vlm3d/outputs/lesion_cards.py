@@ -30,6 +30,7 @@ MAX_CARDS_PER_LESION = 4
 _CLOSE_UP_MM = 50.0
 _CLOSE_UP_OF_DIAMETER = 2.2
 _CLOSE_UP_SHARE = 0.5
+_RING_MARGIN_MM = 5.0
 _SOFT_TISSUE_LESIONS = ("pericardial_effusion", "pleural_effusion")
 
 
@@ -69,8 +70,35 @@ class CanonicalScan:
 
 
 @dataclass(frozen=True)
+class Ring:
+    """A ring around a piece on axial pictures: its box in percent of the picture, and on how many slices it is shown."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    reach: int
+
+    @property
+    def data(self) -> str:
+        """For the page's script: "left top width height"."""
+        return f"{self.left:.2f} {self.top:.2f} {self.width:.2f} {self.height:.2f}"
+
+
+@dataclass(frozen=True)
 class LesionRow:
-    """One piece of a lesion, as a row of the measurement table."""
+    """One piece of a lesion, as a row of the measurement table.
+
+    Attributes:
+        anchor: Of its card.
+        number: On the page.
+        lesion: Whose piece it is.
+        component: The piece.
+        slice_index: Its key slice, inside the scan.
+        has_card: Whether its pictures are on the page.
+        place: Index in the lesion's components.
+        ring: Where a ring around it lies on an axial picture.
+    """
 
     anchor: str
     number: int
@@ -78,6 +106,14 @@ class LesionRow:
     component: LesionComponent
     slice_index: int
     has_card: bool
+    place: int
+    ring: Ring
+
+    @property
+    def name(self) -> str:
+        """What the viewer calls it: "Lung nodule, right upper lobe, 17 mm"."""
+        region = self.component.region or self.component.side
+        return f"{self.lesion.name}, {region}, {self.component.max_diameter_mm:.0f} mm"
 
 
 @dataclass(frozen=True)
@@ -116,9 +152,28 @@ def lesion_rows(lesions: list[LesionFinding], scan: CanonicalScan) -> list[Lesio
                     component=component,
                     slice_index=index,
                     has_card=(lesion.key, place) in with_card,
+                    place=place,
+                    ring=_ring(component, scan),
                 )
             )
     return rows
+
+
+def _ring(component: LesionComponent, scan: CanonicalScan) -> Ring:
+    """Around the piece's center, a little wider than the piece, and shown on as many slices as it is wide."""
+    depth_mm, height_mm, width_mm = scan.spacing_mm
+    _, h, w = scan.inside(component.centroid_index_dhw)
+    rows, columns = scan.box[1], scan.box[2]
+    across_mm = component.max_diameter_mm + 2 * _RING_MARGIN_MM
+    width = 100 * across_mm / ((columns.stop - columns.start) * width_mm)
+    height = 100 * across_mm / ((rows.stop - rows.start) * height_mm)
+    return Ring(
+        left=100 * (w - columns.start + 0.5) / (columns.stop - columns.start) - width / 2,
+        top=100 * (h - rows.start + 0.5) / (rows.stop - rows.start) - height / 2,
+        width=width,
+        height=height,
+        reach=max(1, round(component.max_diameter_mm / 2 / depth_mm)),
+    )
 
 
 def _given_cards(lesions: list[LesionFinding]) -> set[tuple[str, int]]:

@@ -21,9 +21,7 @@ def printable(text: str) -> str:
 
 
 def warning_line(prediction: Prediction) -> str:
-    """How far the weights can be trusted, in one sentence; empty for a trained model."""
-    if prediction.model.training == "trained":
-        return ""
+    """How far the weights can be trusted, in one line; empty for a model of which every task was trained."""
     return prediction.training_note or TRAINING_NOTES[prediction.model.training]
 
 
@@ -40,10 +38,3 @@ def report_sections(prediction: Prediction) -> list[tuple[str, str]]:
     if not any(text.strip() for _, text in sections):
         sections = [("Findings", report.text), *sections[1:]]
     return [(heading, printable(text).strip() or "None stated.") for heading, text in sections]
-
-
-def report_as_text(prediction: Prediction) -> str:
-    """The content of ``report.txt``: the warnings, the sections, the warnings again."""
-    warnings = "\n".join(line for line in (warning_line(prediction), prediction.disclaimer) if line)
-    body = [f"{heading}\n{'-' * len(heading)}\n{text}" for heading, text in report_sections(prediction)]
-    return printable("\n\n".join([warnings, f"Scan: {prediction.scan.source}", *body, warnings])) + "\n"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.inference.prediction import Prediction
+from vlm3d.outputs.grounded_text import report_as_text
 from vlm3d.outputs.html_report import render_page
 from vlm3d.outputs.nifti_masks import write_mask
 from vlm3d.outputs.output_folder import (
@@ -29,7 +30,6 @@ from vlm3d.outputs.output_folder import (
     REPORT_FILE,
     complete_folder,
 )
-from vlm3d.outputs.report_text import report_as_text
 from vlm3d.volume import RegionMap, Volume
 
 logger = logging.getLogger(__name__)

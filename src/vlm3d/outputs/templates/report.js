@@ -11,12 +11,38 @@
   const rows = [...document.querySelectorAll("[data-slice]")];
   const scouts = [...document.querySelectorAll("[data-top-slice]")];
   let windowKey = data.windows[0].key;
+  const ring = document.getElementById("viewer-ring");
+  const caption = document.getElementById("viewer-focus");
   let current = data.start;
+  let focus = null;
   document.documentElement.classList.add("js");
 
   const nearest = (slice) => data.slices.reduce(
     (best, entry, i) =>
       Math.abs(entry.index - slice) < Math.abs(data.slices[best].index - slice) ? i : best, 0);
+
+  const showFocus = (index) => {
+    const near = focus !== null && Math.abs(index - focus.slice) <= focus.reach;
+    ring.hidden = caption.hidden = !near;
+    paths.forEach((path) => path.classList.toggle("focus", near && path.dataset.lesion === focus.lesion));
+    document.querySelectorAll(".sentence").forEach((sentence) =>
+      sentence.classList.toggle("current-sentence", near && sentence === focus.sentence));
+    if (!near) return;
+    [ring.style.left, ring.style.top, ring.style.width, ring.style.height] = focus.ring;
+    caption.firstElementChild.textContent = focus.name + " \u00b7";
+    caption.lastElementChild.hash = focus.sentence ? focus.sentence.id : "report";
+  };
+
+  const focusOn = (link) => {
+    focus = {
+      slice: data.slices[nearest(Number(link.dataset.slice))].index,
+      reach: Number(link.dataset.reach),
+      lesion: link.dataset.focus,
+      ring: link.dataset.ring.split(" ").map((percent) => `${percent}%`),
+      name: link.dataset.name,
+      sentence: link.closest(".sentence"),
+    };
+  };
 
   const show = (place) => {
     current = Math.min(data.slices.length - 1, Math.max(0, place));
@@ -32,6 +58,7 @@
     label.textContent = data.windows.find((w) => w.key === windowKey).label;
     rows.forEach((row) => row.closest("tr, article")?.classList.toggle(
       "current", Number(row.dataset.slice) === entry.index));
+    showFocus(entry.index);
     scouts.forEach((scout) => {
       const top = Number(scout.dataset.topSlice), bottom = Number(scout.dataset.bottomSlice);
       const line = scout.querySelector(".scout-line");
@@ -78,6 +105,7 @@
     row.addEventListener("click", (event) => {
       if (event.target.closest("a") && !event.target.closest("[data-slice]")) return;
       event.preventDefault();
+      focusOn(link);
       jump(Number(link.dataset.slice));
     });
   });
