@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.small_models import small_language_model
-from vlm3d.model.language_model import LanguageModel
-from vlm3d.model.report_decoding import ReportDecoder, ended, whole_sentences
+from vlm3d.model.decoding_engine import Step, TransformersEngine
+from vlm3d.model.language_model import LanguageModel, load_language_model
+from vlm3d.model.llama_engine import LlamaEngine
+from vlm3d.model.llama_weights import llama_weights
+from vlm3d.model.report_decoding import ReportDecoder, continue_prompts, ended, open_engine, whole_sentences
 from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, format_report, parse_report, tidy
 from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
 
@@ -177,3 +180,155 @@ def test_impossible_settings_are_refused() -> None:
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="decoding needs"):
             DecodingSettings(**wrong)  # type: ignore[arg-type]
+
+
+def prompts_of(lengths: list[int], width: int = 32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(length, width, generator=generator) * 0.05 for length in lengths]
+
+
+def adapted_language_model() -> LanguageModel:
+    """With adapters that change what it writes."""
+    llm = small_language_model()
+    for parameter in llm.adapter_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return llm
+
+
+def generated(llm: LanguageModel, prompt: torch.Tensor, count: int) -> list[int]:
+    """What transformers' generate writes greedily."""
+    found = llm.model.generate(
+        inputs_embeds=prompt[None],
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=llm.end_token_id,
+    )
+    return [int(token) for token in found[0]]
+
+
+@pytest.mark.parametrize("make", [LlamaEngine, TransformersEngine])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_greedy_tokens_are_those_of_transformers_generate(make: type, samples: int) -> None:
+    llm, prompts = adapted_language_model().eval(), prompts_of([7, 3, 12])
+    written = continue_prompts(make(llm), prompts, DecodingSettings(max_new_tokens=24), samples)
+    for prompt, group in zip(prompts, written, strict=True):
+        assert group == [generated(llm, prompt, 24)] * samples
+    assert written[0] != written[2]
+
+
+@pytest.mark.parametrize("make", [LlamaEngine, TransformersEngine])
+def test_rows_of_any_length_read_as_if_alone(make: type) -> None:
+    """Rows that read several tokens, forget some, or close give the logits of one pass over their tokens."""
+    llm, prompts = adapted_language_model().eval(), prompts_of([5, 9])
+    engine = make(llm)
+    first = engine.start(prompts, 2, 20)
+    told: list[list[int]] = [[] for _ in range(4)]
+    rows = [0, 1, 2, 3]
+    rounds = [
+        [Step(0, [7]), Step(0, [8, 9, 10]), Step(0, [11]), Step(0, [12, 13])],
+        [Step(1, [14]), Step(1, [15, 16]), Step(1, [17]), Step(2, [18])],
+        [Step(2, [19, 20]), Step(3, [21]), Step(0, [22])],
+    ]
+    with torch.no_grad():
+        alone = [llm(prompt[None]).logits[0, -1] for prompt in prompts]
+        torch.testing.assert_close(first, torch.stack(alone), atol=1e-5, rtol=1e-4)
+        for steps in rounds:
+            if len(steps) < len(rows):
+                engine.keep_rows([0, 1, 3])
+                rows = [0, 1, 3]
+            logits = engine.feed(steps)
+            for row, step, found in zip(rows, steps, logits, strict=True):
+                told[row] = [*told[row][: step.keep], *step.token_ids]
+                whole = torch.cat([prompts[row // 2], llm.embed_ids(told[row])])
+                torch.testing.assert_close(found, llm(whole[None]).logits[0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_changed_adapters_are_noticed() -> None:
+    """By an optimizer, through .data and switched off: the layout is that of the weights as they are."""
+    llm = adapted_language_model().eval()
+    prompt = prompts_of([6])[0]
+
+    def compare() -> torch.Tensor:
+        found = LlamaEngine(llm).start([prompt], 1, 4)[0]
+        with torch.no_grad():
+            torch.testing.assert_close(found, llm(prompt[None]).logits[0, -1], atol=1e-5, rtol=1e-4)
+        return found
+
+    before = compare()
+    assert llama_weights(llm) is llama_weights(llm)
+    parameters = list(llm.adapter_parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    llm(prompt[None]).logits.square().mean().backward()
+    optimizer.step()
+    after = compare()
+    parameters[1].data.mul_(3.0)
+    later = compare()
+    with llm.model.disable_adapter():
+        off = compare()
+    for one, other in ((before, after), (after, later), (later, off)):
+        assert not torch.allclose(one, other, atol=1e-4)
+
+
+def test_samples_differ_and_the_first_is_the_single_one() -> None:
+    llm, prompts = small_language_model().eval(), prompts_of([6, 4])
+    decoder = ReportDecoder(llm, DecodingSettings(max_new_tokens=20, temperature=1.0, top_p=1.0, seed=3))
+    groups = decoder.write_all(prompts, 3)
+    assert [len(group) for group in groups] == [3, 3]
+    assert len({report.text for group in groups for report in group}) == 6
+    assert groups == decoder.write_all(prompts, 3)
+    assert [group[0].text for group in groups] == [decoder.write(prompt[None]).text for prompt in prompts]
+    with pytest.raises(ValueError, match="num_samples"):
+        decoder.write_all(prompts, 0)
+
+
+def test_tokens_and_log_probabilities_are_what_the_model_says_of_them() -> None:
+    llm, prompt = small_language_model().eval(), prompts_of([6])[0]
+    settings = DecodingSettings(max_new_tokens=60, temperature=1.0, top_p=1.0)
+    for report in ReportDecoder(llm, settings).write_all([prompt], 4)[0]:
+        assert len(report.token_ids) == len(report.log_probs) == len(report.chosen)
+        whole = torch.cat([prompt, llm.embed_ids(list(report.token_ids))])
+        with torch.no_grad():
+            log_p = llm(whole[None]).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+        own = log_p[torch.arange(len(report.token_ids)), torch.tensor(report.token_ids)]
+        chosen = torch.tensor(report.chosen)
+        torch.testing.assert_close(torch.tensor(report.log_probs)[chosen], own[chosen], atol=1e-4, rtol=1e-4)
+        assert int(chosen.sum()) >= report.num_tokens
+        assert not any(report.chosen[: len(llm.encode("Findings:\n"))])
+        assert parse_report(llm.decode(list(report.token_ids))) == parse_report(report.text)
+
+
+def test_what_ends_a_report_or_begins_a_heading_counts_as_chosen() -> None:
+    llm = Scripted("")
+    llm.wanted = [
+        *llm.encode("A.\n\n"),
+        *llm.encode("B."),
+        llm.end_token_id,
+        *llm.encode("C."),
+        llm.end_token_id,
+    ]
+    report = ReportDecoder(llm, DecodingSettings(max_new_tokens=90)).write(torch.zeros(1, 4, 32))
+    chosen = [token for token, own in zip(report.token_ids, report.chosen, strict=True) if own]
+    assert chosen == [*llm.encode("A.\n\n"), *llm.encode("B."), *llm.encode("C."), llm.end_token_id]
+    assert report.token_ids == (*llm.encode(report.text), llm.end_token_id)
+
+
+def test_text_is_told_as_it_grows() -> None:
+    told: list[tuple[int, int, str]] = []
+    llm = small_language_model().eval()
+    decoder = ReportDecoder(llm, DecodingSettings(max_new_tokens=9), lambda *news: told.append(news))
+    (group,) = decoder.write_all(prompts_of([4]), 2)
+    assert {(scan, sample) for scan, sample, _ in told} == {(0, 0), (0, 1)}
+    assert all(text.startswith("Findings:\n") for *_, text in told)
+    assert len(told) >= sum(report.num_tokens for report in group)
+
+
+@pytest.mark.slow
+def test_a_real_language_model_writes_what_generate_writes() -> None:
+    llm = load_language_model("HuggingFaceTB/SmolLM2-135M-Instruct", use_lora=False)
+    prompts = [llm.embed_ids(llm.encode(text)) for text in ("The capital of France is", "Water boils")]
+    written = continue_prompts(open_engine(llm), prompts, DecodingSettings(max_new_tokens=24), 2)
+    for prompt, group in zip(prompts, written, strict=True):
+        assert group == [generated(llm, prompt, 24)] * 2

@@ -12,12 +12,15 @@ import math
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vlm3d.model.decoding_engine import DecodingEngine, Step, TransformersEngine, log_softmax_rows
 from vlm3d.model.language_model import LanguageModel
+from vlm3d.model.llama_engine import LlamaEngine
+from vlm3d.model.llama_weights import fits
 from vlm3d.model.report_sections import HEADING_PATTERN, HEADINGS, SEPARATOR, format_report
 from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
 
@@ -53,8 +56,9 @@ class GeneratedReport:
     chosen: tuple[bool, ...] = ()
 
 
-Writing = Generator[Step, Tensor, GeneratedReport]
-"""Yields what the model reads next, receives log-probabilities (V,), returns the report."""
+Result = TypeVar("Result")
+Writing = Generator[Step, Tensor, Result]
+"""Yields what the model reads next, receives log-probabilities (V,), returns what it wrote."""
 
 
 class ReportDecoder:
@@ -99,7 +103,7 @@ class ReportDecoder:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be 1 or more, got {num_samples}")
-        engine = TransformersEngine(self._llm)
+        engine = open_engine(self._llm)
         opening_TM = self._llm.embed_ids(self._headings[0])
         room = max(self._settings.max_new_tokens, len(HEADINGS)) + sum(map(len, self._headings)) + 1
         logits_BV = engine.start([torch.cat([prompt, opening_TM]) for prompt in prompts], num_samples, room)
@@ -116,9 +120,42 @@ class ReportDecoder:
         return None if tell is None else lambda text: tell(scan, sample, text)
 
 
+def open_engine(llm: LanguageModel) -> DecodingEngine:
+    """The fastest way to run this model that is exact."""
+    return LlamaEngine(llm) if fits(llm) else TransformersEngine(llm)
+
+
+@torch.inference_mode()
+def continue_prompts(
+    engine: DecodingEngine, prompts: Sequence[Tensor], settings: DecodingSettings, num_samples: int = 1
+) -> list[list[list[int]]]:
+    """Write exactly ``max_new_tokens`` tokens after each prompt, in no form and past any end token.
+
+    Args:
+        engine: That of the language model.
+        prompts: Embeddings (P, M), one a scan.
+        settings: How tokens are chosen; repetition is not watched.
+        num_samples: Continuations a prompt.
+    """
+    logits_BV = engine.start(prompts, num_samples, settings.max_new_tokens)
+    writings = [_continue(settings, sample) for _ in prompts for sample in range(num_samples)]
+    written = run_in_step(engine, writings, logits_BV.repeat_interleave(num_samples, dim=0))
+    return [written[first : first + num_samples] for first in range(0, len(written), num_samples)]
+
+
+def _continue(settings: DecodingSettings, sample: int) -> Writing[list[int]]:
+    chooser, tokens = TokenChooser(settings, sample), list[int]()
+    log_p_V = yield Step(0, [])
+    while True:
+        tokens.append(chooser.choose(log_p_V, set(), lambda _: True))
+        if len(tokens) == settings.max_new_tokens:
+            return tokens
+        log_p_V = yield Step(len(tokens) - 1, tokens[-1:])
+
+
 def run_in_step(
-    engine: DecodingEngine, writings: Sequence[Writing], logits_RV: Tensor
-) -> list[GeneratedReport]:
+    engine: DecodingEngine, writings: Sequence[Writing[Result]], logits_RV: Tensor
+) -> list[Result]:
     """Run writings until all are done, one forward pass for a step of each.
 
     Args:
@@ -126,7 +163,7 @@ def run_in_step(
         writings: Not yet begun.
         logits_RV: Of each one's first token.
     """
-    reports: dict[int, GeneratedReport] = {}
+    results: dict[int, Result] = {}
     for writing in writings:
         next(writing)
     running = list(range(len(writings)))
@@ -138,13 +175,13 @@ def run_in_step(
                 steps.append(writings[index].send(log_p_RV[row]))
                 still.append(row)
             except StopIteration as done:
-                reports[index] = done.value
+                results[index] = done.value
         if len(still) < len(running):
             engine.keep_rows(still)
             running = [running[row] for row in still]
         if running:
             logits_RV = engine.feed(steps)
-    return [reports[index] for index in range(len(writings))]
+    return [results[index] for index in range(len(writings))]
 
 
 class ReportWriting:
@@ -177,7 +214,7 @@ class ReportWriting:
         self._chosen = [False] * len(headings[0])
         self._pieces: dict[int, str] = {}
 
-    def run(self) -> Writing:
+    def run(self) -> Writing[GeneratedReport]:
         """Write the three sections; the first heading has been read with the prompt."""
         log_p_V = yield Step(0, [])
         budget, shares, surprisal, written = self._settings.max_new_tokens, list(SECTION_SHARES), 0.0, 0
