@@ -8,6 +8,7 @@ import html
 import json
 import re
 import time
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from support.predictions import SHAPE, component, make_prediction
 from support.scan_files import affine_of, reoriented, small_chest
-from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, Prediction
+from vlm3d.inference.consistency import consistent_report
+from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, Policy, Prediction
 from vlm3d.labels import DISEASE_NAMES, LESIONS
 from vlm3d.outputs.grounded_text import report_as_text
 from vlm3d.outputs.html_report import render_page
@@ -218,3 +220,111 @@ def test_a_report_without_sections_or_without_text_is_still_told() -> None:
 
 def test_printable_keeps_words_and_lines() -> None:
     assert printable("a\tb\r\nc\rd é 肺\x1b[2J\x00\u202ex\x85") == "a\tb\nc\nd é 肺[2Jx"
+
+
+SENTENCES = (
+    "Findings:\nA nodule in the right upper lobe. Emphysema <b>everywhere</b>. No consolidation.\n\n"
+    "Impression:\nLung nodule on the left.\n\nRecommendations:\nNone."
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    text: str
+    mean_surprisal_bits: float = 1.0
+
+
+def checked_prediction(policy: Policy = "flag", training: str = "synthetic", *untrained: str) -> Prediction:
+    """A prediction whose report tells a nodule rightly and on the wrong side, and an emphysema that is not there."""
+    prediction = make_prediction({"lung_nodule": [component()]}, training=training)
+    report = consistent_report(lambda _: Written(SENTENCES), prediction.diseases, prediction.lesions, policy)
+    model = prediction.model.model_copy(update={"untrained_tasks": list(untrained)})
+    return prediction.model_copy(update={"report": report, "model": model})
+
+
+def sentence_on(page: str, number: int) -> str:
+    return page.split(f'id="sentence-{number}">')[1].split('<span class="sentence')[0].split("</p>")[0]
+
+
+def test_a_sentence_leads_to_its_lesion_and_slice() -> None:
+    page = page_of(checked_prediction(), make_masks("lung_nodule"))
+    nodule = sentence_on(page, 0)
+    assert nodule.count('href="#lesion-1" data-slice="6" data-focus="lung_nodule"') == 2
+    assert "lesion 1, slice 7" in nodule
+    assert "Contradiction" not in nodule
+    card = page.split('<article class="card"')[1].split("</article>")[0]
+    assert 'href="#sentence-0"' in card
+    finding = re.search(r'<a class="told" href="#(finding-\d+)"', sentence_on(page, 2))
+    assert finding
+    row = page.split(f'<tr id="{finding.group(1)}"')[1].split("</tr>")[0]
+    assert ">Consolidation<" in row
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
+
+
+def test_the_ring_lies_around_the_piece() -> None:
+    page = page_of(checked_prediction(), make_masks("lung_nodule"))
+    ring = re.search(r'data-ring="([\d.\- ]+)" data-reach="(\d+)"', page)
+    assert ring
+    left, top, width, height = map(float, ring.group(1).split())
+    assert 0 < left < left + width < 100
+    assert 0 < top < top + height < 100
+    assert int(ring.group(2)) >= 1
+
+
+def test_contradictions_are_marked_in_words_where_they_stand() -> None:
+    page = page_of(checked_prediction(), make_masks("lung_nodule"))
+    assert "Contradiction: Affirms Emphysema" in html.unescape(sentence_on(page, 1))
+    assert "Contradiction: Places Lung nodule in the left side" in html.unescape(sentence_on(page, 3))
+    assert "<b>everywhere</b>" not in page
+    text = report_as_text(checked_prediction())
+    assert "No consolidation. [" not in text
+    assert "[CONTRADICTION: Affirms Emphysema" in text
+    omissions = [line for line in text.splitlines() if line.startswith("- Does not mention")]
+    assert len(omissions) == 2
+    assert all(line.removeprefix("- ") in html.unescape(page) for line in omissions)
+    assert f"{2 + len(omissions)} contradictions with the model's own" in text
+
+
+def test_what_a_repair_changed_is_shown() -> None:
+    prediction = checked_prediction("repair")
+    page = html.unescape(page_of(prediction, make_masks("lung_nodule")))
+    assert "No contradiction with the model's own" in page
+    assert page.count("added by the repair") == sum(
+        edit.action == "added"
+        for edit in prediction.report.check.edits  # type: ignore[union-attr]
+    )
+    assert "removed (findings): Emphysema <b>everywhere</b>." in page
+    assert "removed (findings): Emphysema" in report_as_text(prediction)
+
+
+def test_an_untrained_writer_is_named_beside_its_report() -> None:
+    for prediction in (
+        checked_prediction("flag", "synthetic", "generation"),
+        checked_prediction("flag", "trained", "generation"),
+        checked_prediction("flag", "untrained"),
+    ):
+        report = page_of(prediction).split('<section id="report"')[1].split("</section>")[0]
+        assert '<p class="note-untrained">The report writer was NOT TRAINED' in report
+        assert "This check means nothing here." in report
+        assert "This check means nothing here." in report_as_text(prediction)
+    trained = page_of(checked_prediction("flag", "trained"))
+    assert "NOT TRAINED" not in trained
+    assert "means nothing" not in trained
+
+
+def test_a_note_on_trained_weights_is_shown_too() -> None:
+    noted = make_prediction(training="trained").model_copy(
+        update={"training_note": "The localizer was NOT TRAINED."}
+    )
+    assert 'role="alert"><strong>The localizer was NOT TRAINED.' in page_of(noted)
+    assert report_as_text(noted).startswith("The localizer was NOT TRAINED.")
+
+
+def test_sentences_that_do_not_fit_the_text_are_not_trusted() -> None:
+    prediction = checked_prediction()
+    moved = prediction.report.model_copy(update={"text": "x" + prediction.report.text})
+    page = page_of(prediction.model_copy(update={"report": moved}), make_masks("lung_nodule"))
+    assert 'class="sentence' not in page
+    assert "A nodule in the right upper lobe." in page

@@ -31,6 +31,7 @@ _CLOSE_UP_MM = 50.0
 _CLOSE_UP_OF_DIAMETER = 2.2
 _CLOSE_UP_SHARE = 0.5
 _RING_MARGIN_MM = 5.0
+_WIDEST_RING_MM = 60.0
 _SOFT_TISSUE_LESIONS = ("pericardial_effusion", "pleural_effusion")
 
 
@@ -160,11 +161,11 @@ def lesion_rows(lesions: list[LesionFinding], scan: CanonicalScan) -> list[Lesio
 
 
 def _ring(component: LesionComponent, scan: CanonicalScan) -> Ring:
-    """Around the piece's center, a little wider than the piece, and shown on as many slices as it is wide."""
+    """Around the piece's center, a little wider than it but at most as a fist, on as many slices as it is wide."""
     depth_mm, height_mm, width_mm = scan.spacing_mm
     _, h, w = scan.inside(component.centroid_index_dhw)
     rows, columns = scan.box[1], scan.box[2]
-    across_mm = component.max_diameter_mm + 2 * _RING_MARGIN_MM
+    across_mm = min(component.max_diameter_mm, _WIDEST_RING_MM) + 2 * _RING_MARGIN_MM
     width = 100 * across_mm / ((columns.stop - columns.start) * width_mm)
     height = 100 * across_mm / ((rows.stop - rows.start) * height_mm)
     return Ring(
