@@ -174,6 +174,8 @@ def test_too_little_memory_is_one_line(pipeline: Pipeline, monkeypatch: pytest.M
         {"max_new_tokens": 0},
         {"temperature": -0.1},
         {"top_p": 0.0},
+        {"on_contradiction": "ignore"},
+        {"regenerate_attempts": 0},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict) -> None:
@@ -213,3 +215,39 @@ def test_a_task_that_was_never_trained_is_named_in_the_note() -> None:
     assert "report writer was NOT TRAINED" in note
     model.untrained_tasks = ()
     assert "NOT TRAINED" not in Pipeline(model, checkpoint="test")._training_note()
+
+
+def test_a_report_is_checked_against_its_own_findings(pipeline: Pipeline) -> None:
+    phantom = coarse_phantom()
+    base = PredictionSettings(max_new_tokens=4, classification_threshold=1e-6)
+    flagged = pipeline(phantom.volume, base, mask=phantom.regions).prediction
+    check = flagged.report.check
+    assert check is not None
+    assert {item.finding for item in check.contradictions if item.kind == "not_mentioned"} == set(
+        DISEASE_NAMES
+    )
+    assert check.count == len(check.contradictions)
+    again = replace(base, on_contradiction="regenerate", regenerate_attempts=2)
+    check = pipeline(phantom.volume, again, mask=phantom.regions).prediction.report.check
+    assert check is not None
+    assert len(check.counts_by_attempt) == 3
+    assert check.count == min(check.counts_by_attempt)
+    repaired = pipeline(
+        phantom.volume, replace(base, on_contradiction="repair"), mask=phantom.regions
+    ).prediction
+    assert repaired.report.check is not None
+    assert repaired.report.check.count == 0
+    assert repaired.report.text != flagged.report.text
+    assert type(repaired).model_validate_json(repaired.model_dump_json()) == repaired
+
+
+def test_volume_by_region_adds_up(pipeline: Pipeline, settings: PredictionSettings) -> None:
+    phantom = coarse_phantom()
+    result = pipeline(phantom.volume, settings, mask=phantom.regions)
+    for lesion in result.prediction.lesions:
+        in_regions = (result.masks[lesion.key] & (phantom.regions.labels_DHW > 0)).sum()
+        voxel_ml = float(np.prod(result.volume.spacing_mm)) / 1000
+        assert sum(lesion.volume_ml_by_region.values()) == pytest.approx(in_regions * voxel_ml)
+        assert list(lesion.volume_ml_by_region.values()) == sorted(
+            lesion.volume_ml_by_region.values(), reverse=True
+        )

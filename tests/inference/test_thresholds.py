@@ -1,0 +1,123 @@
+"""Thresholds tuned on a validation split lie beside the weights that they were tuned for, and predict takes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.phantoms import coarse_phantom
+from support.small_models import small_model
+from support.training_store import phantom_store
+from vlm3d.errors import CheckpointError, ConfigError, InputError
+from vlm3d.inference.loading import load_pipeline
+from vlm3d.inference.pipeline import Pipeline, PredictionSettings
+from vlm3d.inference.thresholds import thresholds_for, tune_checkpoint
+from vlm3d.labels import DISEASE_NAMES
+from vlm3d.model.checkpoint import (
+    THRESHOLDS_FILE,
+    StoredThresholds,
+    classifier_fingerprint,
+    read_thresholds,
+    write_thresholds,
+)
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+
+PLAIN = PredictionSettings(anatomy="none", report=False)
+
+
+@pytest.fixture(scope="module")
+def model() -> VLM3DMultiTask:
+    return small_model(with_text=False)
+
+
+@pytest.fixture
+def folder(model: VLM3DMultiTask, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def stored(model: VLM3DMultiTask, **values: float) -> StoredThresholds:
+    return StoredThresholds(values, "made up", classifier_fingerprint(model.checkpoint_state_dict()))
+
+
+def test_predict_takes_the_checkpoints_thresholds_unless_told_otherwise(
+    model: VLM3DMultiTask, folder: Path
+) -> None:
+    write_thresholds(folder, stored(model, Emphysema=1.0, Cardiomegaly=0.0))
+    pipeline = load_pipeline(folder, with_report=False, device="cpu")
+    volume = coarse_phantom().volume
+    prediction = pipeline(volume, PLAIN).prediction
+    found = {disease.name: disease for disease in prediction.diseases}
+    assert (found["Emphysema"].threshold, found["Emphysema"].positive) == (1.0, False)
+    assert (found["Cardiomegaly"].threshold, found["Cardiomegaly"].positive) == (0.0, True)
+    assert found["Atelectasis"].threshold == 0.5
+    assert prediction.model.thresholds == "made up"
+    asked = pipeline(volume, replace(PLAIN, classification_threshold=0.3)).prediction
+    assert {disease.threshold for disease in asked.diseases} == {0.3}
+    assert asked.model.thresholds == "0.3 for every disease, as asked"
+
+
+def test_without_thresholds_it_is_one_half(model: VLM3DMultiTask, folder: Path) -> None:
+    assert thresholds_for(model, folder) is None
+    prediction = Pipeline(model, checkpoint="test")(coarse_phantom().volume, PLAIN).prediction
+    assert {disease.threshold for disease in prediction.diseases} == {0.5}
+    assert prediction.model.thresholds == "0.5 for every disease"
+
+
+def test_thresholds_of_other_weights_are_refused_and_dropped_on_saving(
+    model: VLM3DMultiTask, folder: Path
+) -> None:
+    write_thresholds(folder, stored(model, Emphysema=0.2))
+    other = small_model(with_text=False)
+    with torch.no_grad():
+        next(other.vision_encoder.parameters()).add_(1.0)
+    with pytest.raises(CheckpointError, match="other weights"):
+        thresholds_for(other, folder)
+    with_other_words = small_model(with_text=False)
+    with torch.no_grad():
+        next(with_other_words.report_generator.projector.parameters()).add_(1.0)
+    assert thresholds_for(with_other_words, folder) is not None
+    other.save_pretrained(folder)
+    assert read_thresholds(folder) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        "{}",
+        json.dumps({"values": {"Emphysema": 1.5}, "source": "", "fingerprint": ""}),
+        json.dumps({"values": {"Emphysema": "low"}, "source": "", "fingerprint": ""}),
+        '{"values": {"Emphysema": NaN}, "source": "", "fingerprint": ""}',
+    ],
+)
+def test_damaged_thresholds_are_one_line(folder: Path, content: str) -> None:
+    (folder / THRESHOLDS_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"thresholds\.json") as caught:
+        read_thresholds(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_thresholds_need_a_checkpoint(model: VLM3DMultiTask, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        write_thresholds(tmp_path, stored(model))
+
+
+def test_tuning_writes_them_beside_the_weights(model: VLM3DMultiTask, folder: Path, tmp_path: Path) -> None:
+    store = phantom_store(tmp_path / "store", model.config, train=1, valid=3)
+    with pytest.raises(ConfigError, match="training split"):
+        tune_checkpoint(folder, store, split="train")
+    with pytest.raises(InputError, match="no case"):
+        tune_checkpoint(folder, store, split="test")
+    assert read_thresholds(folder) is None
+    tuned = tune_checkpoint(folder, store)
+    assert read_thresholds(folder) == tuned
+    assert list(tuned.values) == list(DISEASE_NAMES)
+    assert "valid" in tuned.source
+    assert set(tuned.values.values()) != {0.5}
+    assert load_pipeline(folder, with_report=False, device="cpu").thresholds == tuned
