@@ -70,6 +70,23 @@ def test_generation_is_deterministic_and_well_formed(generator: ReportGenerator)
     assert [report.text for report in other] != [report.text for report in two]
 
 
+def test_samples_of_a_scan_are_ready_to_be_scored(generator: ReportGenerator) -> None:
+    groups = generator.generate_samples(*features(), num_samples=3, temperature=1.0, top_p=1.0, seed=4)
+    single = generator.generate(*features(), temperature=1.0, top_p=1.0, seed=4)
+    assert [len(group) for group in groups] == [3, 3]
+    assert [group[0].token_ids for group in groups] == [report.token_ids for report in single]
+    assert len({report.text for report in groups[0]}) == 3
+    for scan, group in enumerate(groups):
+        alone = tuple(feature[scan : scan + 1] for feature in features())
+        for report in group:
+            tokens = torch.tensor([report.token_ids])
+            with torch.no_grad():
+                log_p = generator(*alone, tokens, torch.ones_like(tokens))["logits"][0].log_softmax(-1)
+            own = log_p.gather(1, tokens[0][:, None])[:, 0][torch.tensor(report.chosen)]
+            told = torch.tensor(report.log_probs)[torch.tensor(report.chosen)]
+            torch.testing.assert_close(told, own, atol=1e-4, rtol=1e-4)
+
+
 def test_reports_survive_writing_and_reading() -> None:
     text = format_report("Clear lungs.", "Normal.", "None.")
     assert parse_report(text) == ("Clear lungs.", "Normal.", "None.")

@@ -20,6 +20,9 @@ from vlm3d.model.decoding_engine import Layout, Step
 from vlm3d.model.language_model import LanguageModel
 from vlm3d.model.llama_weights import LlamaWeights, llama_weights
 
+_FEW_ROWS = range(2, 5)
+"""So many rows go faster through a wide projection as its columns (benchmarks/report.py, cost of samples)."""
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer number, queries (N, H, G, D), keys (N, H, D), values (N, H, D) -> attended (N, H * G * D)."""
 
@@ -110,7 +113,7 @@ class LlamaEngine:
         count, turned = len(x_NM), heads * (queries + 1) * channels
         cos_N1D, sin_N1D = self._cos_LD[position_N][:, None], self._sin_LD[position_N][:, None]
         for index, layer in enumerate(weights.layers):
-            projected = functional.linear(self._norm(x_NM, layer.attention_norm_M), layer.query_key_value)
+            projected = _project(self._norm(x_NM, layer.attention_norm_M), layer.query_key_value)
             straight = projected[:, :turned].view(count, heads * (queries + 1), channels)
             rotated = straight * cos_N1D + straight.roll(channels // 2, dims=-1) * sin_N1D
             attended = attend(
@@ -119,9 +122,9 @@ class LlamaEngine:
                 rotated[:, heads * queries :],
                 projected[:, turned:].view(count, heads, channels),
             )
-            x_NM = x_NM + functional.linear(attended, layer.attention_output)
-            gate, up = functional.linear(self._norm(x_NM, layer.mlp_norm_M), layer.gate_up).chunk(2, dim=1)
-            x_NM = x_NM + functional.linear(functional.silu(gate) * up, layer.down)
+            x_NM = x_NM + _project(attended, layer.attention_output)
+            gate, up = _project(self._norm(x_NM, layer.mlp_norm_M), layer.gate_up).chunk(2, dim=1)
+            x_NM = x_NM + _project(functional.silu(gate) * up, layer.down)
         return x_NM
 
     def _attention_after_prompt(self, own: Layout) -> Attend:
@@ -180,4 +183,11 @@ class LlamaEngine:
         return functional.rms_norm(x_NM, scale_M.shape, scale_M, self._weights.norm_epsilon)
 
     def _logits(self, x_RM: Tensor) -> Tensor:
-        return functional.linear(self._norm(x_RM, self._weights.norm_M), self._weights.head).float()
+        return _project(self._norm(x_RM, self._weights.norm_M), self._weights.head).float()
+
+
+def _project(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """A projection without bias, (N, O); the order of the product is that which reads the weights fastest."""
+    if len(x_NI) in _FEW_ROWS and len(weight_OI) >= x_NI.shape[1] and x_NI.device.type == "cpu":
+        return (weight_OI @ x_NI.t()).t().contiguous()
+    return functional.linear(x_NI, weight_OI)
