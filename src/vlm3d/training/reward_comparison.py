@@ -95,7 +95,8 @@ def held_out_cases(
     quiet = config.model_copy(
         update={"training": config.training.model_copy(update={"augmentation": NO_AUGMENTATION})}
     )
-    phase = config.training.phases.grpo.model_copy(update={"without_regions": 0.0, "localization_crop": None})
+    whole = {"without_regions": 0.0, "localization_crop": None, "scan_crop": None}
+    phase = config.training.phases.grpo.model_copy(update=whole)
     stream = ScanStream(dataset, quiet, phase, phase_number=0)
     device = next(model.parameters()).device
     patients = {case.case_id: case.patient_id for case in dataset.cases}
