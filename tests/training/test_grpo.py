@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,12 +25,14 @@ from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.training import grpo
+from vlm3d.training.data import Batch
 from vlm3d.training.group_sampling import (
     FrozenPerplexity,
     ReportContext,
     replaced_weights,
     sample_group,
 )
+from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.grpo_loss import Objective, group_advantages, grpo_loss, kl_estimate, token_weights
 from vlm3d.training.phases import chosen_phases
 from vlm3d.training.reward_comparison import compare_rewards, score_held_out
@@ -51,7 +56,7 @@ def grpo_config(pretrained: dict[str, Any], phase: dict[str, Any] | None = None,
         "group_size": 4,
         "max_new_tokens": 8,
         "rows_per_pass": 3,
-        "without_regions": 0.0,
+        "predicted_findings": 0.0,
         **(phase or {}),
     }
     values = config.model_dump()
@@ -62,7 +67,9 @@ def grpo_config(pretrained: dict[str, Any], phase: dict[str, Any] | None = None,
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
-    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained), train=4)
+    return phantom_store(
+        tmp_path_factory.mktemp("data") / "store", training_config(pretrained), train=3, valid=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -326,28 +333,54 @@ def vowels(texts: Sequence[str], truth: ReportTruth) -> list[float]:
     return [sum(character < "S" for character in text) / max(1, len(text)) for text in texts]
 
 
-def with_toy_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpo, "weighted_rewards", lambda phase, perplexity: {"toy": (1.0, vowels)})
+def toy_learner(model: VLM3DMultiTask, **phase: Any) -> GrpoLearner:
+    """A learner of the toy reward, on scans that are given to it by hand."""
+    values = model.config.model_dump()
+    values["training"]["phases"]["grpo"] |= {
+        "group_size": 8,
+        "max_new_tokens": 8,
+        "predicted_findings": 0.0,
+        **phase,
+    }
+    model.freeze()
+    model.unfreeze("projector", "adapters")
+    parts = [p for part in ("projector", "adapters") for p in model.part_parameters(part)]
+    parameters = {str(index): parameter for index, parameter in enumerate(parts)}
+    dataset: Any = None  # only scans tried in place of others are read from it
+    config = Config.model_validate(values)
+    return GrpoLearner(model, config, dataset, 5, Accelerator(cpu=True), parameters, {"toy": (1.0, vowels)})
 
 
-def test_the_reward_rises(
-    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_toy_reward(monkeypatch)
-    config = grpo_config(pretrained, {"steps": 14, "group_size": 8, "lr": 5e-2, "kl_weight": 0.0})
-    final = train(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=start))
-    metrics = read_metrics(tmp_path / "run")
-    rewards = losses(metrics, "reward")
-    assert len(rewards) == 14
-    assert rewards[-4:].mean() > rewards[:4].mean() + 0.15
-    kl = losses(metrics, "kl")
-    assert kl[0] < kl[-1]
-    (told,) = [line for line in metrics if "valid/reward" in line]
-    assert told["valid/reward_gain"] == pytest.approx(
-        told["valid/reward"] - (told["valid/reward"] - told["valid/reward_gain"])
-    )
-    assert told["valid/reward_gain_low"] <= told["valid/reward_gain"] <= told["valid/reward_gain_high"]
-    assert VLM3DMultiTask.from_pretrained(final).untrained_tasks == ()
+def toy_batches() -> Iterator[Batch]:
+    """The same two scans in turn, without any finding."""
+    for seed in itertools.cycle((0, 1)):
+        volume = 0.3 * torch.randn(1, 1, 8, 32, 32, generator=torch.Generator().manual_seed(seed))
+        yield Batch(
+            [f"scan_{seed}"],
+            volume,
+            None,
+            torch.zeros(1, 5, 8, 32, 32, dtype=torch.int8),
+            torch.zeros(1, 18, 2, 2, 2, dtype=torch.bool),
+            torch.zeros(1, 18),
+            [""],
+            None,
+            None,
+            [],
+        )
+
+
+def refuse(losses: Mapping[str, Tensor], batch: Batch) -> None:
+    assert all(bool(torch.isfinite(loss)) for loss in losses.values())
+
+
+def test_one_scan_gets_the_same_reports_at_the_same_step_only() -> None:
+    first, again = (toy_learner(small_model()) for _ in range(2))
+    batch = next(toy_batches())
+    texts = [
+        next(iter(learner._groups(batch, step, 0, refuse)))[0].sampled.texts
+        for learner, step in ((first, 0), (again, 0), (again, 1))
+    ]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_only_projector_and_adapters_change_and_the_start_stays_the_reference(
@@ -367,10 +400,13 @@ def test_only_projector_and_adapters_change_and_the_start_stays_the_reference(
     assert all(torch.equal(after[n], t) for n, t in trainer.model.checkpoint_state_dict().items())
 
 
-def test_stopping_at_any_step_and_resuming_changes_nothing(
+def test_a_resumed_run_samples_and_scores_the_same_reports(
     tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
 ) -> None:
-    config = grpo_config(pretrained, {"resample_tries": 1, "min_reward_std": 0.02, "normalization": "dapo"})
+    config = grpo_config(
+        pretrained,
+        {"resample_tries": 1, "min_reward_std": 0.02, "normalization": "dapo", "predicted_findings": 1.0},
+    )
 
     def request(name: str, stop_after: int | None = None) -> TrainingRequest:
         return TrainingRequest(config, store, tmp_path / name, ["3"], start_from=start, stop_after=stop_after)
@@ -381,7 +417,6 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(
     whole, parts = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
     for name in ("total", "kl", "reward", "reports/tokens", "other_scans_tried"):
         np.testing.assert_allclose(losses(parts, name), losses(whole, name), atol=1e-6, rtol=0)
-    assert losses(whole, "kl").max() > 0
     a, b = (VLM3DMultiTask.from_pretrained(tmp_path / n / "final").fingerprint() for n in ("whole", "parts"))
     assert a == b
 
@@ -399,18 +434,6 @@ def test_equal_rewards_are_sampled_elsewhere_and_teach_nothing(
     assert line["train/informative"] == line["train/gradient_norm"] == 0
     before, after = (VLM3DMultiTask.from_pretrained(f).fingerprint() for f in (start, final))
     assert before == after
-
-
-def test_a_strong_tie_to_the_reference_holds_the_model(
-    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_toy_reward(monkeypatch)
-    moved = []
-    for name, weight in (("free", 0.0), ("tied", 20.0)):
-        config = grpo_config(pretrained, {"steps": 6, "kl_weight": weight, "lr": 2e-2})
-        train(TrainingRequest(config, store, tmp_path / name, ["3"], start_from=start))
-        moved.append(losses(read_metrics(tmp_path / name), "kl")[-1])
-    assert moved[1] < 0.7 * moved[0]
 
 
 def test_broken_weights_stop_with_the_cases(
@@ -432,15 +455,15 @@ def test_held_out_rewards_are_compared_pair_by_pair(
     model = VLM3DMultiTask.from_pretrained(start)
     phase = grpo_config(pretrained).training.phases.grpo
     dataset = PreparedDataset(store, ("train",))
-    before = score_held_out(model, dataset, phase, limit=3)
-    assert len(before.case_ids) == 3
+    before = score_held_out(model, dataset, phase, limit=2)
+    assert len(before.case_ids) == 2
     assert set(before.figures) >= {"reward", "reward_clinical", "reward_factual", "reward_format", "words"}
-    same = compare_rewards(before, score_held_out(model, dataset, phase, limit=3))
+    same = compare_rewards(before, score_held_out(model, dataset, phase, limit=2))
     assert all(gain.value == 0 for gain in same.values() if not math.isnan(gain.value))
-    raised = {**before.figures, "reward": before.figures["reward"] + np.array([0.1, 0.2, 0.3])}
-    after = type(before)(before.case_ids, before.patient_ids, before.texts, raised, before.label_NK)
+    raised = {**before.figures, "reward": before.figures["reward"] + np.array([0.1, 0.3])}
+    after = replace(before, figures=raised)
     gain = compare_rewards(before, after)["reward"]
     assert gain.value == pytest.approx(0.2)
-    assert 0.1 <= gain.low < 0.2 < gain.high <= 0.3
+    assert (gain.low, gain.high) == pytest.approx((0.1, 0.3))  # either scan may be drawn twice
     with pytest.raises(ValueError, match="same scans"):
-        compare_rewards(before, score_held_out(model, dataset, phase, limit=2))
+        compare_rewards(before, replace(before, case_ids=before.case_ids[::-1]))
