@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from support.small_models import small_language_model
 from vlm3d.model.decoding_engine import Step, TransformersEngine
@@ -244,6 +245,31 @@ def test_rows_of_any_length_read_as_if_alone(make: type) -> None:
                 told[row] = [*told[row][: step.keep], *step.token_ids]
                 whole = torch.cat([prompts[row // 2], llm.embed_ids(told[row])])
                 torch.testing.assert_close(found, llm(whole[None]).logits[0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_other_architectures_are_run_by_transformers() -> None:
+    """Gemma-2 with soft caps and, in every other layer, a window: refused where the text would outgrow it."""
+    torch.manual_seed(0)
+    tokenizer = small_language_model().tokenizer
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=40,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    llm = LanguageModel(Gemma2ForCausalLM(config).eval(), tokenizer, "small-gemma")
+    engine, prompts = open_engine(llm), prompts_of([7, 4])
+    assert isinstance(engine, TransformersEngine)
+    written = continue_prompts(engine, prompts, DecodingSettings(max_new_tokens=12), 2)
+    assert written == [[generated(llm, prompt, 12)] * 2 for prompt in prompts]
+    with pytest.raises(ValueError, match="attention window of 40"):
+        continue_prompts(engine, prompts, DecodingSettings(max_new_tokens=40))
 
 
 def test_changed_adapters_are_noticed() -> None:
