@@ -32,6 +32,7 @@ def training_config(pretrained: dict[str, Any], **training: Any) -> Config:
     assert isinstance(model, dict)
     phase = {"steps": 6, "warmup_steps": 2, "lr": 1e-3, "batch_size": 2}
     phases = {
+        "local": {**phase, "scan_crop": [16, 48, 48]},
         "classification": phase,
         "localization": {**phase, "localization_crop": [24, 48, 48]},
         "alignment": {**phase, "batch_size": 1},

@@ -50,10 +50,16 @@ def test_all_phases_end_in_a_checkpoint_that_predicts(
     assert model.untrained_tasks == ()
     after_masks = VLM3DMultiTask.from_pretrained(tmp_path / "run" / "localization")
     assert after_masks.untrained_tasks == ("generation",)
-    assert {line["phase"] for line in metrics} == {"classification", "localization", "alignment", "joint"}
+    assert {line["phase"] for line in metrics} == {
+        "local",
+        "classification",
+        "localization",
+        "alignment",
+        "joint",
+    }
     assert any("valid/auroc" in line for line in metrics)
     assert any("valid/report_loss" in line for line in metrics)
-    assert len(losses(metrics)) == 24
+    assert len(losses(metrics)) == 30
     assert list((tmp_path / "run" / "samples").glob("*/*.png"))
 
 
