@@ -149,7 +149,6 @@ def floor_way(scan: Path, out: Path) -> None:
     from isal import igzip
 
     from vlm3d.datasets.store import compressed
-    from vlm3d.preprocessing.resampling import thread_count
 
     with igzip.open(scan, "rb") as stream:
         header = stream.read(352)
@@ -157,7 +156,7 @@ def floor_way(scan: Path, out: Path) -> None:
         stored = np.empty(count, np.int16)
         stream.readinto(stored.view(np.uint8).data)
     result = np.resize(stored, GRID) if count < np.prod(GRID) else stored[: np.prod(GRID)].reshape(GRID)
-    out.with_suffix(".b2nd").write_bytes(compressed(result, thread_count()))
+    out.with_suffix(".b2nd").write_bytes(compressed(result))
 
 
 def peak_mb() -> int:

@@ -44,7 +44,7 @@ class Ours(Row):
                 }
             )
         self.phase = own if anatomy else own.model_copy(update={"without_regions": 1.0})
-        loss = config.loss if places else config.loss.model_copy(update={"attention_weight": 0.0})
+        loss = config.loss if places else config.loss.model_copy(update={"evidence_weight": 0.0})
         model = VLM3DMultiTask(config, load_llm=False)
         model.freeze(*PARTS)
         model.unfreeze("vision", *(_PART_OF_TASK[task] for task in self.tasks))

@@ -55,9 +55,12 @@ def literal_figures(predicted: dict, truth: dict) -> tuple[dict, dict]:
             ]
             best = max(choices, key=lambda chosen: sum(literal_iou(p[r], t[c]) for r, c in chosen))
             for r, c in best:
-                if literal_iou(p[r], t[c]) >= 0.10:
+                read_back = 1.0 - (
+                    1.0 - literal_iou(p[r], t[c])
+                )  # the official scorer reads it from the costs
+                if read_back >= 0.10:
                     ends = [np.array(one.bbox_mm[:3]) + np.array(one.bbox_mm[3:]) / 2 for one in (p[r], t[c])]
-                    pairs.append((literal_iou(p[r], t[c]), float(np.linalg.norm(ends[0] - ends[1]))))
+                    pairs.append((read_back, float(np.linalg.norm(ends[0] - ends[1]))))
         exists = any(case.get(key) for case in truth.values())
         ious[key] = np.mean([one for one, _ in pairs]) if pairs else (0.0 if exists else None)
         distances[key] = np.mean([one for _, one in pairs]) if pairs else (768.0 if exists else None)

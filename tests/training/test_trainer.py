@@ -239,7 +239,7 @@ def test_everything_is_checked_before_the_first_step(
     )
     with pytest.raises(ConfigError, match="spacing_mm"):
         Trainer(TrainingRequest(other, store, tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"unknown phase '4'; phases are 1\.1"):
+    with pytest.raises(ConfigError, match=r"unknown phase '4'; phases are 1\.0"):
         Trainer(TrainingRequest(config, store, tmp_path / "run", phases=["4"]))
     with pytest.raises(DataError, match="no case in the split 'valid'"):
         Trainer(

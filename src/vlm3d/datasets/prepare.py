@@ -144,7 +144,7 @@ def prepare_case(case: Case, job: _Job) -> PreparedCase | str:
     """
     try:
         prepared, arrays = _prepared(case, job)
-        return write_case(job.store, prepared, arrays, job.threads)
+        return write_case(job.store, prepared, arrays)
     except _STOPS_ALL:
         raise
     except VLM3DError as error:

@@ -138,16 +138,13 @@ def check_case_id(case_id: str) -> None:
         )
 
 
-def write_case(
-    store: Path, case: PreparedCase, arrays: Mapping[str, NDArray[Any]], threads: int = 1
-) -> PreparedCase:
+def write_case(store: Path, case: PreparedCase, arrays: Mapping[str, NDArray[Any]]) -> PreparedCase:
     """Write a case's folder, whole or not at all; returns the case with sizes and checksums.
 
     Args:
         store: The store.
         case: Its ``files`` are filled in here.
         arrays: The three of `ARRAYS`.
-        threads: Blocks compressed side by side.
 
     Raises:
         OutputError: It cannot be written.
@@ -155,7 +152,7 @@ def write_case(
     found: dict[str, dict[str, Any]] = {}
     with whole_folder(store / CASES / case.case_id) as folder:
         for name, dtype in ARRAYS.items():
-            frame = compressed(np.ascontiguousarray(arrays[name], dtype), threads)
+            frame = compressed(np.ascontiguousarray(arrays[name], dtype))
             array_path(folder, name).write_bytes(frame)
             found[name] = {"bytes": len(frame), "sha256": hashlib.sha256(frame).hexdigest()}
         written = replace(case, files=found)
@@ -282,12 +279,12 @@ def write_failed(store: Path, failed: Mapping[str, str]) -> None:
     write_atomically(store / FAILED, "".join(lines))
 
 
-def compressed(array_DHW: NDArray[Any], threads: int = 1) -> bytes:
-    """One array as the store keeps it."""
+def compressed(array_DHW: NDArray[Any]) -> bytes:
+    """One array as the store keeps it, the same bytes each time: several threads would order blocks as they finish."""
     layout = {
         "chunks": tuple(min(side, size) for side, size in zip(CHUNK_DHW, array_DHW.shape, strict=True)),
         "blocks": tuple(min(side, size) for side, size in zip(BLOCK_DHW, array_DHW.shape, strict=True)),
-        "cparams": blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=threads),
+        "cparams": blosc2.CParams(codec=_CODEC, clevel=_LEVEL, filters=[_FILTER], nthreads=1),
     }
     if array_DHW.any():
         stored = blosc2.empty(array_DHW.shape, array_DHW.dtype, contiguous=True, **layout)

@@ -40,6 +40,7 @@ from vlm3d.training.data import Batch, ScanStream, batches
 from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
 from vlm3d.training.phases import (
+    PHASES,
     check_data,
     check_start,
     chosen_phases,
@@ -415,9 +416,12 @@ class Trainer:
         self._copy_weights(self.model, folder)
 
     def _enter(self, name: str) -> None:
-        """Start a phase: its own steps, its own best."""
+        """Start a phase: its own steps, its own best, random numbers that do not depend on what ran before."""
+        if self._tensors is not None:  # resumed between two phases: only the loss goes on
+            self.step_module.loss.load_state_dict(without_prefix("loss", self._tensors))
+            self._tensors = None
         self.state.phase, self.state.step, self.state.best = name, 0, {}
-        self._tensors = None
+        torch.manual_seed(self.training.seed * len(PHASES) + phase_number(name))
 
     def _set_trainable(self, phase: PhaseConfig) -> None:
         self.model.freeze(*PARTS)
