@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shipped `tiny`, from nothing: cohort -> prepare -> phases -> evaluation. Two CPU cores, no data, no GPU.
+# `tiny` from nothing: cohort -> prepare -> phases -> evaluation. Two CPU cores, no data, no GPU.
 # Stop it whenever you like and start it again: every step goes on where it stopped.
 #
 #   runs/reproduce_tiny.sh [WORK]        WORK is a folder with 4 GB to spare; runs/tiny by default
