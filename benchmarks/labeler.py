@@ -29,11 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.datasets.phantom import generate_phantom
-from vlm3d.datasets.phantom.generation import FOLLOWS
 from vlm3d.datasets.phantom.truth import FindingTruth
 from vlm3d.evaluation.labeler import label_report, label_reports
 from vlm3d.evaluation.location_facts import LocationFact, location_facts
-from vlm3d.labels import DISEASE_NAMES
+from vlm3d.labels import DISEASE_NAMES, IMPLIED
 
 TUNED, FIRST_SEED = 600, 10_000
 COARSE_MM = (8.0, 4.0, 4.0)
@@ -87,7 +86,7 @@ def measure_phantoms(count: int) -> None:
     for seed in range(FIRST_SEED, FIRST_SEED + count):
         phantom = generate_phantom(seed, spacing_mm=COARSE_MM)
         labels = label_report(phantom.report.text)
-        implied = {FOLLOWS[name] for name in labels.present if name in FOLLOWS}
+        implied = {IMPLIED[name] for name in labels.present if name in IMPLIED}
         called.append([name in {*labels.present, *implied} for name in DISEASE_NAMES])
         truth.append(phantom.disease_labels > 0.5)
         hits, expected, extra = score_facts(location_facts(phantom.report.text), phantom.truth)

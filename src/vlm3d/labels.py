@@ -78,6 +78,9 @@ DISEASES: tuple[Disease, ...] = (
     Disease("Interlobular septal thickening", "Thickened septa between the secondary pulmonary lobules."),
 )
 
+IMPLIED: dict[str, str] = {"Consolidation": "Lung opacity"}
+"""A finding that another one always is: consolidated lung is opaque lung."""
+
 DISEASE_NAMES: tuple[str, ...] = tuple(disease.name for disease in DISEASES)
 
 LESIONS: tuple[Lesion, ...] = (

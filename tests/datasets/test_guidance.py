@@ -55,6 +55,17 @@ def test_marks_are_the_masks_where_there_are_masks_and_lie_in_the_stated_region_
     assert len(seen) >= 3
 
 
+def test_consolidated_lung_is_marked_as_the_opacity_that_it_is(dataset: PreparedDataset) -> None:
+    seen = 0
+    for index, case in enumerate(dataset.cases):
+        arrays = dataset.read(index)
+        bits_DHW = guidance_bits(case, arrays.regions_DHW, arrays.lesion_bits_DHW)
+        consolidated_DHW = _bit(bits_DHW, "Consolidation")
+        assert (_bit(bits_DHW, "Lung opacity") >= consolidated_DHW).all()
+        seen += int(consolidated_DHW.any())
+    assert seen
+
+
 def test_a_stated_center_is_found_on_the_grid(dataset: PreparedDataset) -> None:
     for index, case in enumerate(dataset.cases):
         arrays = dataset.read(index)

@@ -10,7 +10,7 @@ import pytest
 
 from support.scan_files import affine_of
 from vlm3d.errors import OutputError
-from vlm3d.io import atomic_writer, write_atomically, write_nifti_mask
+from vlm3d.io import atomic_writer, settle_folder, whole_folder, write_atomically, write_nifti_mask
 
 
 def test_text_and_bytes_arrive(tmp_path: Path) -> None:
@@ -78,3 +78,24 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
 def test_a_programming_fault_is_not_dressed_as_the_users() -> None:
     with pytest.raises(ValueError, match="3D and integer"):
         write_nifti_mask(np.ones((2, 3, 4)), affine_of(), "mask.nii.gz")
+
+
+def test_a_kill_between_old_and_new_folder_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    with whole_folder(folder) as fresh:
+        (fresh / "a").write_text("kept")
+    folder.replace(tmp_path / ".last.abc.old")  # the kill came after the first of two renames
+    (tmp_path / ".last.abc").mkdir()
+    (tmp_path / ".lasting.x.old").mkdir()  # another folder's
+    settle_folder(folder)
+    assert (folder / "a").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lasting.x.old", "last"]
+    settle_folder(folder)
+    assert (folder / "a").read_text() == "kept"
+
+
+def test_what_was_set_aside_goes_once_the_new_folder_stands(tmp_path: Path) -> None:
+    (tmp_path / ".last.abc.old").mkdir()
+    (tmp_path / "last").mkdir()
+    settle_folder(tmp_path / "last")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]

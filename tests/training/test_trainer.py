@@ -133,13 +133,14 @@ def _train_and_kill(request_file: Path, store: Path, run: Path, after_lines: int
     return False
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_stopping_at_any_step_and_resuming_changes_nothing(
-    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], workers: int
 ) -> None:
-    config = training_config(pretrained)
-    phases = ["localization"]
+    config = training_config(pretrained, loader_workers=workers)
+    phases = ["classification", "localization"]  # the first one with dropout
     train(TrainingRequest(config, store, tmp_path / "whole", phases))
-    for _ in range(3):  # each call leaves a point to resume from every second step
+    for _ in range(4):  # each call leaves a point to resume from where it stops
         train(TrainingRequest(config, store, tmp_path / "parts", phases, stop_after=3))
     train(TrainingRequest(config, store, tmp_path / "parts", phases))
     np.testing.assert_allclose(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_IDS
 from vlm3d.datasets.store import PreparedCase
-from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.labels import DISEASE_NAMES, IMPLIED, LESIONS
 
 MARGIN_MM = 4.0
 """Added to a stated radius: sizes are rounded, and an edge is seen from both sides."""
@@ -48,6 +48,10 @@ def guidance_bits(
     for fact in case.facts.get("findings", ()):
         if fact["finding"] in DISEASE_NAMES and fact["finding"] not in masked:
             _mark(bits_DHW, case, regions_DHW, fact)
+    for finding, implied in IMPLIED.items():
+        if case.labels_K is not None and case.labels_K[DISEASE_NAMES.index(implied)] == 1:
+            shown_DHW = (bits_DHW >> np.uint32(DISEASE_NAMES.index(finding))) & np.uint32(1)
+            bits_DHW |= shown_DHW << np.uint32(DISEASE_NAMES.index(implied))
     return bits_DHW
 
 

@@ -31,11 +31,11 @@ from vlm3d.inference.prediction import (
     SentenceFinding,
     ToldPlace,
 )
+from vlm3d.labels import IMPLIED
 
 _READABLE = {rule.name for rule in RULES}
 _REGION_NAME = {region.key: region.name for region in REGIONS}
 _OPACITY = "Lung opacity"
-_TELLS_TOO = {"Consolidation": _OPACITY}
 """A report that affirms the one has mentioned the other: consolidation is the dense kind of lung opacity."""
 
 _QUALIFIED = re.compile(
@@ -163,7 +163,7 @@ def _omissions(
     sentences: Sequence[ReportSentence], diseases: Sequence[DiseaseFinding], denied: set[str]
 ) -> Iterator[Contradiction]:
     affirmed = {item.name for sentence in sentences for item in sentence.findings if item.affirmed}
-    affirmed |= {_TELLS_TOO[name] for name in affirmed & set(_TELLS_TOO)}
+    affirmed |= {IMPLIED[name] for name in affirmed & set(IMPLIED)}
     for disease in diseases:
         if disease.positive and disease.name in _READABLE and disease.name not in affirmed | denied:
             message = (

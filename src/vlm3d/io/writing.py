@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -83,6 +84,20 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def settle_folder(folder: str | Path) -> None:
+    """Put right what a kill in the midst of `whole_folder` left: the earlier folder back, half-written ones gone.
+
+    For a folder that no other process is writing.
+    """
+    folder = Path(folder)
+    left = sorted(folder.parent.glob(f".{glob.escape(folder.name[:80])}.*"))
+    for path in left:
+        if path.suffix == ".old" and not folder.exists():
+            path.replace(folder)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _take_place(fresh: Path, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -29,6 +28,7 @@ from vlm3d.evaluation.localization import SURFACE_TOLERANCE_MM
 from vlm3d.evaluation.tables import number, short
 from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, UNTRAINED_TASK_NOTES
 from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.outputs.page_template import asset, page_template
 from vlm3d.outputs.report_text import printable
 from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, Figure, body_box, figure, outlines_on
 from vlm3d.outputs.svg_plots import Point, curve_plot, heat_map, interval_bar, reliability_plot, scatter_plot
@@ -98,7 +98,7 @@ def render_error_page(evaluation: Evaluation) -> str:
         lesion_colors=_COLORS,
         tolerance_mm=SURFACE_TOLERANCE_MM,
         bar=_bar,
-        style=Markup(_asset("error_page.css")),
+        style=Markup(asset("error_page.css")),
     )
 
 
@@ -249,15 +249,6 @@ def _bar(value: Any, chance: float = 0.5) -> Markup:
     return Markup("") if middle is None else interval_bar(middle, low, high, chance)
 
 
-def _asset(name: str) -> str:
-    return files("vlm3d.outputs").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
-
-
-def _clean(value: Any) -> Any:
-    """Applied to everything that the template prints: text loses its control characters, then is escaped."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
@@ -268,13 +259,4 @@ def _listed(items: Sequence[str]) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_clean,
-    )
-    environment.filters.update(figure=number, short=short, percent=_percent, listed=_listed)
-    return environment.get_template("error_page.html.j2")
+    return page_template("error_page.html.j2", figure=number, short=short, percent=_percent, listed=_listed)

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -19,7 +18,8 @@ from vlm3d.inference.prediction import UNTRAINED_TASK_NOTES, DiseaseFinding, Les
 from vlm3d.labels import EXTRA_COLORS, LESIONS
 from vlm3d.outputs.grounded_text import Paragraph, check_summary, report_paragraphs
 from vlm3d.outputs.lesion_cards import CanonicalScan, LesionRow, key_images, lesion_rows, overviews
-from vlm3d.outputs.report_text import printable, report_sections, warning_line
+from vlm3d.outputs.page_template import asset, page_template
+from vlm3d.outputs.report_text import report_sections, warning_line
 from vlm3d.outputs.slice_images import LUNG, MEDIASTINUM, body_box
 from vlm3d.outputs.slice_viewer import build_viewer
 from vlm3d.preprocessing.orientation import canonical_view, to_canonical
@@ -60,7 +60,7 @@ def render_page(
     )
     paragraphs = report_paragraphs(prediction.report, rows)
     ranked = _ranked(prediction.diseases)
-    script = _asset("report.js")
+    script = asset("report.js")
     return _template().render(
         prediction=prediction,
         warning=warning_line(prediction),
@@ -81,7 +81,7 @@ def render_page(
         windows=(LUNG, MEDIASTINUM),
         acquisition=_facts(volume.acquisition),
         settings=_facts(prediction.settings),
-        style=Markup(_asset("report.css")),
+        style=Markup(asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
@@ -158,15 +158,6 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _asset(name: str) -> str:
-    return files("vlm3d.outputs").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
-
-
-def _clean(value: Any) -> Any:
-    """Applied to everything that the template prints: text loses its control characters, then is escaped."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 def _number(value: float, digits: int = 1) -> str:
     """A number as it is read: no minus sign before zero, a true minus sign elsewhere."""
     text = f"{value:.{digits}f}"
@@ -175,16 +166,7 @@ def _number(value: float, digits: int = 1) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_clean,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("report.html.j2")
+    return page_template("report.html.j2", number=_number)
 
 
 __all__ = ["LesionRow", "render_page"]

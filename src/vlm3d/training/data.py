@@ -37,7 +37,6 @@ class Scan(NamedTuple):
     """One scan as the model takes it.
 
     Attributes:
-        position: In the phase.
         case_id: Names it in logs.
         intensity_DHW: float32 in -1..1.
         regions_DHW: uint8 region ids, or None for a scan shown without its anatomy.
@@ -50,7 +49,6 @@ class Scan(NamedTuple):
         damaged: Cases that were to come before it and could not be read.
     """
 
-    position: int
     case_id: str
     intensity_DHW: NDArray[np.float32]
     regions_DHW: NDArray[np.uint8] | None
@@ -145,7 +143,7 @@ class ScanStream(Dataset[Scan]):
                 logger.warning("%s", error)
                 damaged.append(case.case_id)
                 continue
-            return self._scan(position, self.augment(sample, rng), case.known_lesions, rng, tuple(damaged))
+            return self._scan(self.augment(sample, rng), case.known_lesions, rng, tuple(damaged))
         raise DataError(
             f"{_TRIES} scans in a row cannot be read, the last one {damaged[-1]}: prepare the store anew"
         )
@@ -175,7 +173,6 @@ class ScanStream(Dataset[Scan]):
 
     def _scan(
         self,
-        position: int,
         sample: TrainingSample,
         known: Sequence[str],
         rng: np.random.Generator,
@@ -187,7 +184,6 @@ class ScanStream(Dataset[Scan]):
             sample, place = self._cut_out(sample, rng)
         intensity_DHW = window_in_place(sample.hu_DHW.astype(np.float32), self.hu_window)
         return Scan(
-            position,
             sample.case_id,
             intensity_DHW,
             None if hidden else sample.regions_DHW,
@@ -334,6 +330,7 @@ def batches(
         num_workers=workers,
         prefetch_factor=3 if workers else None,
         worker_init_fn=_one_thread if workers else None,
+        generator=torch.Generator(),  # else each start of a loader would draw from what dropout draws from
     )
 
 

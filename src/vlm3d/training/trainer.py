@@ -32,7 +32,7 @@ from vlm3d.config import Config, GrpoPhase, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.extras import require
-from vlm3d.io import write_atomically
+from vlm3d.io import settle_folder, write_atomically
 from vlm3d.losses import MultiTaskLoss
 from vlm3d.model import checkpoint
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
@@ -63,7 +63,7 @@ from vlm3d.training.run_state import (
     write_state,
 )
 from vlm3d.training.step import StepPlan, TrainingStep, plan_step, shared_parameters, spread
-from vlm3d.training.tracking import Tracker
+from vlm3d.training.tracking import METRICS_FILE, Tracker
 from vlm3d.training.validation import Validation, track_samples, validate
 from vlm3d.version import VERSION
 
@@ -348,11 +348,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             best = max(self.state.best, key=lambda key: self.state.best[key])
             note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
-            self._load(self.folder / TOP / best)
+            self._load(self.model, self.folder / TOP / best)
             for target in (name, FINAL):
                 self.model.save_pretrained(self.folder / target, training=note)
         self.accelerator.wait_for_everyone()
-        self._load(self.folder / name)
+        self._load(self.model, self.folder / name)
         self.state.finished.append(name)
         if self.accelerator.is_main_process:
             tensors = {**with_prefix("loss", self.step_module.loss.state_dict()), **random_tensors()}
@@ -387,33 +387,31 @@ class Trainer:
         known = self.folder / CONFIG_FILE
         if known.is_file():
             _refuse_other_settings(known, self.config)
+        if self.accelerator.is_main_process:
+            settle_folder(self.folder / LAST)
+        self.accelerator.wait_for_everyone()
         if (self.folder / LAST).is_dir():
             return read_state(self.folder / LAST)
-        if known.is_file() and (self.folder / "metrics.jsonl").is_file():
-            (
-                self.folder / "metrics.jsonl"
-            ).unlink()  # killed before its first checkpoint: nothing to go on from
+        if known.is_file():  # killed before its first checkpoint: nothing to go on from
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
         return RunState(phase=""), None
 
     def _build_model(self) -> VLM3DMultiTask:
         torch.manual_seed(self.training.seed)
         model = VLM3DMultiTask(self.config, load_llm=False)
         if self._tensors is not None:
-            self._copy_weights(model, self.folder / LAST / CHECKPOINT_FOLDER)
+            self._load(model, self.folder / LAST / CHECKPOINT_FOLDER)
         elif self.request.start_from is not None:
-            self._copy_weights(model, self.request.start_from)
+            self._load(model, self.request.start_from)
         model.training_status = status_of(self.train_set)
         return model
 
-    def _copy_weights(self, model: VLM3DMultiTask, folder: Path) -> None:
+    def _load(self, model: VLM3DMultiTask, folder: Path) -> None:
         found = checkpoint.read_config(folder).model
         if found != self.config.model:
             raise ConfigError(f"{folder} holds another model than the settings ask for")
         model.load_checkpoint_state_dict(checkpoint.read_weights(folder))
         model.untrained_tasks = tuple(checkpoint.read_training(folder).get("untrained_tasks", ()))
-
-    def _load(self, folder: Path) -> None:
-        self._copy_weights(self.model, folder)
 
     def _enter(self, name: str) -> None:
         """Start a phase: its own steps, its own best, random numbers that do not depend on what ran before."""

@@ -28,14 +28,12 @@ from vlm3d.datasets.phantom.truth import (
     names,
     still_visible,
 )
-from vlm3d.labels import DISEASE_NAMES
+from vlm3d.labels import DISEASE_NAMES, IMPLIED
 from vlm3d.volume import RegionMap, Volume
 
 DEFAULT_SPACING_MM = (3.0, 1.5, 1.5)
 BODY_WIDTH_MM = 390.0  # of the reference body
 SCAN_BOTTOM_MM, SCAN_TOP_MM = -205.0, 115.0  # from the carina
-FOLLOWS: dict[str, str] = {"Consolidation": "Lung opacity"}
-"""A finding that is always labeled with another: consolidated lung is opaque lung."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def generate_phantom(
         for name in DISEASE_NAMES
         for piece in pieces.get(name, [])
     ]
-    labeled = names(truth) | {FOLLOWS[name] for name in names(truth) if name in FOLLOWS}
+    labeled = names(truth) | {IMPLIED[name] for name in names(truth) if name in IMPLIED}
     affine = _affine(frame)
     return Phantom(
         seed=seed,
