@@ -15,11 +15,13 @@ help:                ## list these commands
 
 setup: $(MODELS)     ## virtual environment, torch, this package, embedded models
 
+# nnU-Net's network comes without the torchvision that its package asks for and does not need.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vlm3d needs Python 3.10 or newer; set PYTHON=..."; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,quant]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,quant,train,bench]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps dynamic-network-architectures==0.4.4
 	@touch $(STAMP)
 
 $(MODELS): $(STAMP) src/vlm3d/pretrained.py
@@ -45,13 +47,7 @@ format: $(STAMP)     ## apply the format and the safe fixes
 	$(VENV)/bin/ruff check --fix src tests benchmarks examples
 	$(VENV)/bin/ruff format src tests benchmarks examples
 
-# nnU-Net's network alone, without the torchvision that its package asks for and does not need.
-$(VENV)/.bench: $(MODELS)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps dynamic-network-architectures==0.4.4
-	@touch $(VENV)/.bench
-
-bench: $(VENV)/.bench ## every measurement, with its peer in the same run, as JSON lines
+bench: $(MODELS)     ## every measurement, with its peer in the same run, as JSON lines
 	for file in benchmarks/*.py; do echo "# $$file"; $(PY) $$file || exit 1; done
 
 docs: $(STAMP)       ## check that the documentation's links and commands exist

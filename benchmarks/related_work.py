@@ -245,7 +245,7 @@ def _check_libraries(rows: Sequence[str]) -> None:
         for module in ROWS[key].needs:
             if importlib.util.find_spec(module) is None:
                 raise MissingExtraError(
-                    f"{module} is needed for the row {key} and is not installed; type: make bench"
+                    f"{module} is needed for the row {key} and is not installed; type: make setup"
                 )
 
 
