@@ -74,10 +74,13 @@ class VisionConfig(Section):
         (),
         description="Ranges of the input (-1..1) also shown spread out, a channel each, as a reader sets windows.",
     )
-    stem_channels: int | None = Field(
+    region_groups: tuple[tuple[int, ...], ...] = Field(
+        (),
+        description="Groups of region ids in which each patch's intensities are counted; empty counts none.",
+    )
+    stem_channels: tuple[int, ...] | None = Field(
         None,
-        ge=4,
-        description="Width of the first convolution of a convolutional stem; None is one linear projection.",
+        description="Widths of a convolutional stem before the last step; None is one linear projection.",
     )
     embed_dim: int = Field(768, ge=4, description="Width C of a token.")
     depth: int = Field(12, ge=1, description="Transformer blocks.")
@@ -100,6 +103,11 @@ class VisionConfig(Section):
     def _heads_divide(self) -> VisionConfig:
         if any(low >= high for low, high in self.bands):
             raise ValueError(f"bands are (lower, upper), got {self.bands}")
+        foreign = {region for group in self.region_groups for region in group} - set(
+            range(1, self.num_regions + 1)
+        )
+        if foreign:
+            raise ValueError(f"region_groups hold ids 1..{self.num_regions}, got {sorted(foreign)}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
@@ -263,6 +271,11 @@ class PhaseConfig(Section):
         None,
         description="Voxels (D, H, W) of the box that is all the model sees of a scan; None shows it whole.",
     )
+    boxes_per_scan: int = Field(
+        1,
+        ge=1,
+        description="Boxes drawn from a scan once it is read and varied; reading one costs as much as a box.",
+    )
     lesion_crops: float = Field(0.67, ge=0, le=1, description="Share of boxes laid over a lesion.")
     unfreeze_blocks: tuple[tuple[float, int], ...] = Field(
         (),
@@ -273,6 +286,9 @@ class PhaseConfig(Section):
         ge=0,
         le=1,
         description="Share of steps, at the end, whose reports build on predicted findings; rises from 0.",
+    )
+    train_prompts: bool = Field(
+        True, description="Whether the soft prompts learn; if not, no step runs the text encoder."
     )
     without_regions: float = Field(0.1, ge=0, le=1, description="Share of scans shown without their anatomy.")
 
@@ -290,9 +306,11 @@ class LocalPhase(PhaseConfig):
 
     tasks: dict[Task, float] = {"classification": 1.0}
     parts: tuple[Part, ...] = ("vision", "classifier")
-    scan_crop: tuple[int, int, int] | None = (64, 96, 96)
+    scan_crop: tuple[int, int, int] | None = (48, 80, 80)
     lesion_crops: float = 0.9
-    batch_size: int = 8
+    batch_size: int = 6
+    boxes_per_scan: int = 2
+    train_prompts: bool = False
 
 
 class ClassificationPhase(PhaseConfig):

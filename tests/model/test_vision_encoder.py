@@ -128,7 +128,7 @@ def test_the_large_encoder_has_88_million_parameters() -> None:
 
 def test_a_convolutional_stem_gives_the_same_grid_and_trains() -> None:
     config = VisionConfig(
-        embed_dim=32, depth=1, num_heads=2, region_dim=16, stem_channels=4, position_grid=(4, 3, 3)
+        embed_dim=32, depth=1, num_heads=2, region_dim=16, stem_channels=(4, 8, 16), position_grid=(4, 3, 3)
     )
     torch.manual_seed(0)
     encoder = ThreeDVisionEncoder(config)

@@ -55,6 +55,8 @@ class MultiLabelClassifier(nn.Module):
         self.local_value = nn.Linear(vision_dim, shared)
         self.dropout = nn.Dropout(config.dropout)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.sharpness = nn.Parameter(torch.full((config.num_diseases,), 2.0))
+        self.evidence_scale = nn.Parameter(torch.full((config.num_diseases,), 0.5))
         self.bias = nn.Parameter(torch.zeros(config.num_diseases))
         nn.init.normal_(self.soft_prompts, std=0.02)
         self._text_encoder: list[
@@ -102,18 +104,24 @@ class MultiLabelClassifier(nn.Module):
             ``logits_BK``, ``probabilities_BK``, ``attention_BKM``: where each disease looked, over the M = R + N region and
             patch features, and ``evidence_BKM``: the logits of that attention.
         """
-        through_encoder = self.training and self.text_encoder is not None
+        through_encoder = self.training and self.text_encoder is not None and self.soft_prompts.requires_grad
         embedding_KT = self._encode_prompts() if through_encoder else self.prompt_embedding
         text_KS = F.normalize(self.text_projection(embedding_KT), dim=-1)
 
         local_BMC = self.norm_image(torch.cat([features.region_BRC, features.patch_BNC], dim=1))
         evidence_BKM = text_KS @ self.local_key(local_BMC).transpose(1, 2)
-        attention_BKM = _over_what_is_there(evidence_BKM, features).softmax(dim=-1)
+        sharp_BKM = self.sharpness.clamp(min=0.1)[:, None] * evidence_BKM
+        attention_BKM = _over_what_is_there(sharp_BKM, features).softmax(dim=-1)
         looked_BKS = attention_BKM @ self.local_value(local_BMC)
         global_B1S = self.global_projection(self.norm_image(features.global_BC)).unsqueeze(1)
         image_BKS = F.normalize(self.dropout(global_B1S + looked_BKS), dim=-1)
         cosine_BK = (image_BKS * text_KS).sum(dim=-1)
-        logits_BK = self.log_temperature.exp().clamp(max=100.0) * cosine_BK + self.bias
+        seen_BK = (attention_BKM * evidence_BKM).sum(dim=-1)
+        logits_BK = (
+            self.log_temperature.exp().clamp(max=100.0) * cosine_BK
+            + self.evidence_scale * seen_BK
+            + self.bias
+        )
         return {
             "logits_BK": logits_BK,
             "probabilities_BK": logits_BK.sigmoid(),

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm3d.model.patch_histogram import PatchHistogram
+
 Grid = tuple[int, int, int]
 PatchBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Start and stop along z, y and x, in patches."""
@@ -89,26 +91,55 @@ def spread_bands(volume_BCDHW: Tensor, bands: Sequence[tuple[float, float]]) -> 
     return torch.cat(channels, dim=1) if bands else volume_BCDHW
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each voxel: unlike a norm over space it leaves a voxel's value its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, …) to the same."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ResidualConvolution(nn.Conv3d):
+    """A 3x3x3 convolution whose rectified result is added to what went in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same."""
+        return x + F.gelu(super().forward(x))
+
+
 class ConvolutionalStem(nn.Module):
-    """Strided convolutions from voxels to the patch grid, each step followed by a residual convolution.
+    """Strided convolutions from voxels to the patch grid, each step but the last followed by residual convolutions.
 
     Args:
         in_channels: Image channels.
         embed_dim: Width after the last step.
         patch_size: Voxels a patch; sides are powers of two.
-        channels: Width after the first step; doubles with each step.
+        channels: Widths after the steps before the last.
+
+    Raises:
+        ValueError: There are not as many widths as the patch needs.
     """
 
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: Grid, channels: int) -> None:
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: Grid, channels: Sequence[int]) -> None:
         super().__init__()
         strides = scale_strides(patch_size)
-        widths = [in_channels, *(min(channels * 2**i, embed_dim) for i in range(len(strides) - 1)), embed_dim]
+        if len(channels) != len(strides) - 1:
+            raise ValueError(
+                f"a stem to patches of {patch_size} takes {len(strides) - 1} widths, got {list(channels)}"
+            )
+        widths = [in_channels, *channels, embed_dim]
         self.steps = nn.ModuleList(
-            nn.Conv3d(widths[i], widths[i + 1], 3, stride=stride, padding=1, bias=False)
+            nn.Conv3d(widths[i], widths[i + 1], 3, stride=stride, padding=1)
             for i, stride in enumerate(strides)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:])
-        self.refine = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1) for width in widths[1:-1])
+        self.norms = nn.ModuleList(ChannelNorm(width) for width in widths[1:])
+        self.refine = nn.ModuleList(
+            nn.Sequential(*(ResidualConvolution(width) for _ in range(1 if step == 0 else 2)))
+            for step, width in enumerate(channels)
+        )
 
     def forward(self, volume_BCDHW: Tensor) -> Tensor:
         """(B, in_channels, D, H, W) to (B, embed_dim, Z, Y, X)."""
@@ -116,7 +147,7 @@ class ConvolutionalStem(nn.Module):
         for index, (step, norm) in enumerate(zip(self.steps, self.norms, strict=True)):
             x = F.gelu(norm(step(x)))
             if index < len(self.refine):
-                x = x + F.gelu(self.refine[index](x))
+                x = self.refine[index](x)
         return x
 
 
@@ -136,12 +167,14 @@ class PatchEmbedding(nn.Module):
         embed_dim: int,
         patch_size: Grid,
         position_grid: Grid,
-        stem_channels: int | None = None,
+        stem_channels: Sequence[int] | None = None,
         bands: Sequence[tuple[float, float]] = (),
+        region_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.bands = tuple(bands)
+        self.histogram = PatchHistogram(embed_dim, patch_size, region_groups) if region_groups else None
         in_channels *= 1 + len(self.bands)
         voxels = patch_size[0] * patch_size[1] * patch_size[2]
         self.stem = (
@@ -164,19 +197,31 @@ class PatchEmbedding(nn.Module):
         )
         return z[:, None, None] + y[None, :, None] + x[None, None, :]
 
-    def forward(self, volume_BCDHW: Tensor, places: Sequence[Place] | None = None) -> tuple[Tensor, Grid]:
+    def forward(
+        self,
+        volume_BCDHW: Tensor,
+        places: Sequence[Place] | None = None,
+        mask_BDHW: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
         """Tokens (B, N, C) of a volume (B, in_channels, D, H, W), and their grid (Z, Y, X).
 
         A cut-out that tells its place has the positions that its patches have in the whole scan.
         """
         volume_BCDHW = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0)
-        volume_BCDHW = spread_bands(volume_BCDHW, self.bands)
         grid = patch_grid(volume_BCDHW.shape[-3:], self.patch_size)
+        counted_BNC = None
+        if self.histogram is not None:
+            if mask_BDHW is not None:
+                mask_BDHW = pad_to_patches(mask_BDHW, self.patch_size, value=0)
+            counted_BNC = self.histogram(volume_BCDHW, mask_BDHW)
+        volume_BCDHW = spread_bands(volume_BCDHW, self.bands)
         if self.stem is None:
             patches = extract_patches(volume_BCDHW, self.patch_size)
         else:
             patches = self.stem(volume_BCDHW).flatten(2).transpose(1, 2)
         tokens_BNC = self.projection(patches)
+        if counted_BNC is not None:
+            tokens_BNC = tokens_BNC + counted_BNC
         if places is None:
             return tokens_BNC + self.position_ZYXC(grid).flatten(0, 2), grid
         positions = []

@@ -60,6 +60,7 @@ class ThreeDVisionEncoder(nn.Module):
             config.position_grid,
             config.stem_channels,
             config.bands,
+            config.region_groups,
         )
         self.anatomy = AnatomicalStructureEncoder(config.num_regions, config.embed_dim, config.patch_size)
         self.global_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -77,6 +78,8 @@ class ThreeDVisionEncoder(nn.Module):
         self.norm_region = nn.LayerNorm(config.embed_dim)
         nn.init.trunc_normal_(self.global_token, std=0.02)
         self.apply(_init_linear)
+        if self.patch_embedding.histogram is not None:
+            self.patch_embedding.histogram.reset_parameters()
 
     def _exchanges_regions(self, index: int) -> bool:
         """Every n-th block, counted so that the last block always does."""
@@ -99,8 +102,10 @@ class ThreeDVisionEncoder(nn.Module):
             ValueError: Shapes do not fit each other or the configuration.
         """
         self._check(volume_BCDHW, segmentation_mask)
+        if segmentation_mask is not None and segmentation_mask.ndim == 5:
+            segmentation_mask = segmentation_mask.squeeze(1)
         batch = len(volume_BCDHW)
-        patch_BNC, grid = self.patch_embedding(volume_BCDHW, places)
+        patch_BNC, grid = self.patch_embedding(volume_BCDHW, places, segmentation_mask)
         anatomy = self.anatomy(segmentation_mask, batch, grid)
         share = anatomy.share_BNR
         if share is not None:  # the global token counts as covered by each region as the whole volume is

@@ -129,8 +129,19 @@ class ScanStream(Dataset[Scan]):
         ]
         self.num_diseases = config.model.classifier.num_diseases
         self.augment = Augmenter(config.training.augmentation)
+        self._last: tuple[int, TrainingSample, Sequence[str], tuple[str, ...]] | None = None
 
     def __getitem__(self, position: int) -> Scan:
+        number = position // self.phase.boxes_per_scan
+        if self._last is None or self._last[0] != number:
+            self._last = (number, *self._varied(number))
+        _, sample, known, damaged = self._last
+        rng = np.random.default_rng([*self.seed, 2, position])
+        first = position % self.phase.boxes_per_scan == 0
+        return self._scan(sample, known, rng, damaged if first else ())
+
+    def _varied(self, position: int) -> tuple[TrainingSample, Sequence[str], tuple[str, ...]]:
+        """A scan after augmentation, its annotated lesions, and the cases that were to come before it."""
         rng = np.random.default_rng([*self.seed, 1, position])
         damaged: list[str] = []
         for _ in range(_TRIES):
@@ -143,7 +154,7 @@ class ScanStream(Dataset[Scan]):
                 logger.warning("%s", error)
                 damaged.append(case.case_id)
                 continue
-            return self._scan(self.augment(sample, rng), case.known_lesions, rng, tuple(damaged))
+            return self.augment(sample, rng), case.known_lesions, tuple(damaged)
         raise DataError(
             f"{_TRIES} scans in a row cannot be read, the last one {damaged[-1]}: prepare the store anew"
         )
@@ -202,8 +213,9 @@ class ScanStream(Dataset[Scan]):
 
     def _cut_out(self, sample: TrainingSample, rng: np.random.Generator) -> tuple[TrainingSample, Place]:
         """A box of a scan as if it were all of it: what lies elsewhere is not there; what nobody placed is unknown."""
-        marks = range(_LESION_BITS, _LESION_BITS + len(DISEASE_NAMES))
-        box = self._box(sample, self.phase.scan_crop, marks, rng)
+        diseases = range(_LESION_BITS, _LESION_BITS + len(DISEASE_NAMES))
+        over = diseases if "classification" in self.phase.tasks else range(_LESION_BITS)
+        box = self._box(sample, self.phase.scan_crop, over, rng)
         assert box is not None
         z, y, x = (
             slice(start * side, stop * side) for (start, stop), side in zip(box, self.patch_size, strict=True)

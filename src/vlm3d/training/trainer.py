@@ -424,6 +424,8 @@ class Trainer:
     def _set_trainable(self, phase: PhaseConfig) -> None:
         self.model.freeze(*PARTS)
         self.model.unfreeze(*phase.parts)
+        if not phase.train_prompts:
+            self.model.classifier.soft_prompts.requires_grad_(False)
         self._blocks_free = -1
         self._unfreeze(phase)
         self.step_module.train()

@@ -1,0 +1,138 @@
+"""What share of a patch lies in each range of intensity, region by region: density as a radiologist measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EDGES = (
+    -0.98,
+    -0.95,
+    -0.93,
+    -0.9,
+    -0.87,
+    -0.83,
+    -0.75,
+    -0.6,
+    -0.3,
+    -0.1,
+    -0.03,
+    0.02,
+    0.06,
+    0.12,
+    0.2,
+    0.3,
+    0.45,
+    0.65,
+    0.9,
+)
+"""Borders of the ranges, in 1000 HU: air, emphysema, lung, ground glass, fat, fluid, muscle, calcium, metal."""
+
+CONTRAST_EDGES = (-0.3, -0.15, -0.07, -0.03, -0.01, 0.01, 0.03, 0.07, 0.15, 0.3)
+"""Borders of the ranges of local contrast, in 1000 HU."""
+
+_STEPS = 1000  # of the table that stands for a search among the borders: 2 HU each over -1..1
+
+
+class PatchHistogram(nn.Module):
+    """Histograms of a patch, one a group of regions, become a part of its token.
+
+    Three quantities are counted: the intensity, its mean over a neighborhood (noise is gone, small vessels are not seen),
+    and the difference of a small and a larger mean (edges, vessels, nodules, walls). A share enters by its square root
+    (Hellinger), so that few voxels of calcium in a patch speak. Nothing here is learned but one linear layer, and so
+    densities are known from the first step on, where convolutions need thousands of scans to find them.
+
+    Without a mask every voxel is counted in the group of what belongs to no group.
+
+    Args:
+        embed_dim: Width of a token.
+        patch_size: Voxels a patch.
+        region_groups: Region ids, a histogram a group; all other ids share one more.
+    """
+
+    def __init__(
+        self, embed_dim: int, patch_size: Sequence[int], region_groups: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        self.patch_size = tuple(patch_size)
+        self.num_groups = len(region_groups) + 1
+        group_of_id = torch.full((256,), len(region_groups), dtype=torch.int32)
+        for index, group in enumerate(region_groups):
+            group_of_id[list(group)] = index
+        self.group_of_id: Tensor
+        self.register_buffer("group_of_id", group_of_id, persistent=False)
+        centers = (torch.arange(2 * _STEPS + 1) - _STEPS) / _STEPS
+        self.bin_of_step: Tensor
+        self.contrast_of_step: Tensor
+        for name, edges in (("bin_of_step", EDGES), ("contrast_of_step", CONTRAST_EDGES)):
+            self.register_buffer(name, torch.bucketize(centers, torch.tensor(edges)).int(), persistent=False)
+        bins = 2 * (len(EDGES) + 1) + len(CONTRAST_EDGES) + 1
+        self.projection = nn.Linear(self.num_groups * bins, embed_dim)
+
+    def reset_parameters(self) -> None:
+        """Weights large enough that few voxels are heard beside the position."""
+        nn.init.normal_(self.projection.weight, std=0.5)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
+        """Parts of tokens (B, N, C) from whole patches of a volume (B, 1, D, H, W) and its region ids (B, D, H, W)."""
+        with torch.no_grad():
+            share_BNS = self.shares(volume_BCDHW.float(), mask_BDHW)
+        return self.projection(share_BNS.sqrt().to(self.projection.weight.dtype))
+
+    def shares(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
+        """Shares of each patch's voxels (B, N, quantities * groups * ranges); those of each quantity sum to 1."""
+        first = volume_BCDHW[:, :1]
+        near = _mean(first, (1, 3, 3))
+        wide = _mean(near, (3, 5, 5))
+        if mask_BDHW is None:
+            group = torch.full_like(first[:, 0], self.num_groups - 1, dtype=torch.int32)
+        else:
+            group = self.group_of_id[mask_BDHW.long()]
+        place = self._patch_of_voxel(group)
+        counted = [
+            self._count(quantity[:, 0], table, group, place)
+            for quantity, table in (
+                (first, self.bin_of_step),
+                (wide, self.bin_of_step),
+                (near - wide, self.contrast_of_step),
+            )
+        ]
+        pz, py, px = self.patch_size
+        return torch.cat(counted, dim=-1) / (pz * py * px)
+
+    def _patch_of_voxel(self, like_BDHW: Tensor) -> Tensor:
+        """Number of each voxel's patch within its batch, int32 (B, D, H, W)."""
+        batch, *shape = like_BDHW.shape
+        number = torch.arange(batch, device=like_BDHW.device, dtype=torch.int32).view(batch, 1, 1, 1)
+        for axis, (size, patch) in enumerate(zip(shape, self.patch_size, strict=True)):
+            index = torch.arange(size, device=like_BDHW.device, dtype=torch.int32) // patch
+            number = number * (size // patch) + index.view([-1 if a == axis else 1 for a in range(3)])
+        return number
+
+    def _count(self, value_BDHW: Tensor, table: Tensor, group: Tensor, place: Tensor) -> Tensor:
+        bins = int(table[-1]) + 1
+        step = ((value_BDHW + 1) * _STEPS).round_().clamp_(0, 2 * _STEPS).int()
+        cell = (place * self.num_groups + group) * bins + table[step]
+        patches = int(place[-1, -1, -1, -1]) + 1
+        counts = torch.bincount(cell.flatten(), minlength=patches * self.num_groups * bins)
+        return counts.float().view(len(value_BDHW), -1, self.num_groups * bins)
+
+
+def _mean(volume_BCDHW: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Mean over a box around each voxel, the border repeated; one axis after the other."""
+    for axis, length in enumerate(size):
+        if length == 1:
+            continue
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = length // 2
+        padded = F.pad(volume_BCDHW, pad, mode="replicate")
+        count = volume_BCDHW.shape[2 + axis]
+        total = padded.narrow(2 + axis, 0, count).clone()
+        for shift in range(1, length):
+            total += padded.narrow(2 + axis, shift, count)
+        volume_BCDHW = total / length
+    return volume_BCDHW
