@@ -179,7 +179,7 @@ def language_rows(
     )
     texts = writer.write([study.case for study in held_out])
     trained = {
-        "seconds_trained": progress.seconds,
+        "seconds_trained": round(progress.seconds, 1),
         "steps": progress.steps,
         "epochs": epochs,
         "resumed": progress.resumed,
@@ -197,14 +197,14 @@ def _both(
     key: str, title: str, texts: Sequence[str], seconds: float, held_out: Sequence[Study]
 ) -> Iterator[Row]:
     """A writer's row, and the row of its texts after the check."""
-    yield {"row": key, "title": title, "seconds_written": seconds, **score(texts, held_out)}
+    yield {"row": key, "title": title, "seconds_written": round(seconds, 2), **score(texts, held_out)}
     began = time.perf_counter()
     checked = [check_against_labels(text, study.case) for text, study in zip(texts, held_out, strict=True)]
     seconds += time.perf_counter() - began
     yield {
         "row": f"{key}_checked",
         "title": f"{title}, checked",
-        "seconds_written": seconds,
+        "seconds_written": round(seconds, 2),
         "sentences_removed_a_report": _mean([item.removed for item in checked]),
         "sentences_added_a_report": _mean([item.added for item in checked]),
         **score([item.text for item in checked], held_out),

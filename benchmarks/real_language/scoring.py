@@ -56,8 +56,14 @@ def score(texts: Sequence[str], studies: Sequence[Study], *, is_truth: bool = Fa
     if not is_truth:
         scores = report_scores(texts, [study.text for study in studies])
         figures |= {"reading": scores.reading, **scores.figures}
-    found: dict[str, Any] = as_json(figures)
-    return found
+    return {name: _rounded(value) for name, value in as_json(figures).items()}
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits behind the point, in objects too."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(item) for name, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -96,18 +96,20 @@ def _study(row: dict[str, str], number: int, source: str) -> Study:
 
 
 def split(studies: Sequence[Study]) -> Split:
-    """Three quarters to learn from, in an order that depends on the patients' names alone.
+    """Three quarters of the patients to learn from, in an order that depends on their names alone.
 
     Raises:
-        DataError: There are too few studies for two parts.
+        DataError: There are too few patients for two parts.
     """
     ordered = sorted(studies, key=lambda study: (_digest(study), study.case.case_id))
-    cut = round(len(ordered) * TRAINING_SHARE)
-    while 0 < cut < len(ordered) and _digest(ordered[cut]) == _digest(ordered[cut - 1]):
-        cut += 1  # the studies of a patient stay together
-    if not 0 < cut < len(ordered):
-        raise DataError(f"{len(ordered)} studies make no training and held-out part; at least 2 are needed")
-    return Split(ordered[:cut], ordered[cut:])
+    patients = list(dict.fromkeys(_digest(study) for study in ordered))
+    if len(patients) < 2:
+        raise DataError(f"{len(studies)} studies of {len(patients)} patient make no two parts; give more")
+    learned = set(patients[: max(1, int(len(patients) * TRAINING_SHARE))])
+    return Split(
+        [study for study in ordered if _digest(study) in learned],
+        [study for study in ordered if _digest(study) not in learned],
+    )
 
 
 def _digest(study: Study) -> str:

@@ -195,7 +195,7 @@ class AdapterTraining:
         set_learning_rate(self._optimizer, lr_share(int(_TICKS * spent), _SCHEDULE, _MIN_LR_SHARE))
         loss = report_loss(self._llm, examples)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self._adapters.values()), self.settings.clip_norm)
         if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
             raise TrainingError(
