@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from support.small_models import small_language_model, small_model
+from vlm3d.model.decoding_engine import TransformersEngine
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.training import group_sampling
 from vlm3d.training.group_sampling import FrozenPerplexity, ReportContext, replaced_weights, sample_group
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -28,6 +30,8 @@ def report_context(model: VLM3DMultiTask, seed: int = 0) -> ReportContext:
 @pytest.mark.parametrize("strategy", ["text", "embedding", "both", "none"])
 def test_the_loss_sees_the_probabilities_that_were_drawn_from(strategy: str) -> None:
     model = small_model(location_strategy=strategy).eval()
+    for parameter in model.part_parameters("adapters"):
+        torch.nn.init.normal_(parameter, std=0.3)
     generator, llm = model.report_generator, model.report_generator.llm
     assert llm is not None
     context = report_context(model)
@@ -35,6 +39,7 @@ def test_the_loss_sees_the_probabilities_that_were_drawn_from(strategy: str) -> 
         prompt = context.prompt(generator)
         group = sample_group(llm, prompt, 3, max_new_tokens=6, temperature=0.7, seed=5)
         scored = context.log_probabilities(generator, group.tokens_KT, group.mask_KT, temperature=0.7)
+        torch.testing.assert_close(group.log_p_KT, scored, atol=1e-5, rtol=1e-4)
         for row, mask, found in zip(group.tokens_KT, group.mask_KT, scored, strict=True):
             words = llm.embed(row[mask])
             logits = llm(torch.cat([prompt, words])[None]).logits[0, len(prompt) - 1 : -1].float() / 0.7
@@ -73,6 +78,30 @@ def test_a_report_ends_at_its_end_token_and_counts_it() -> None:
         assert not set(ids[:-1]) & llm.stop_token_ids
         assert not row[~mask].any()
     assert bool(group.finished_K.any())
+
+
+def test_models_that_transformers_runs_are_sampled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = small_language_model().eval()
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    fast = sample_group(llm, prompt, 4, max_new_tokens=10, seed=1)
+    monkeypatch.setattr(group_sampling, "open_engine", TransformersEngine)
+    other = sample_group(llm, prompt, 4, max_new_tokens=10, seed=1)
+    assert fast.texts == other.texts
+    torch.testing.assert_close(fast.log_p_KT, other.log_p_KT, atol=1e-5, rtol=1e-4)
+
+
+def test_samples_are_those_of_float32_within_a_narrower_block() -> None:
+    llm = small_language_model().eval()
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    whole = sample_group(llm, prompt, 4, max_new_tokens=10, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sample_group(llm, prompt, 4, max_new_tokens=10, seed=1).texts == whole.texts
+
+
+def test_probabilities_that_are_no_numbers_are_told() -> None:
+    llm = small_language_model().eval()
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        sample_group(llm, torch.full((3, 32), math.nan), 2, max_new_tokens=4)
 
 
 # --- frozen weights ----------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def test_the_reward_of_fresh_samples_rises_and_the_divergence_grows_from_nothing
     assert after.divergence > 0.3
     assert before.reward < 0.5
     assert after.reward > before.reward + 0.3
+    assert max(step["sampling_gap"] for step in told) < 1e-4
     early, late = told[:4], told[-4:]
     for name in ("reward", "kl"):
         assert sum(step[name] for step in late) > sum(step[name] for step in early)

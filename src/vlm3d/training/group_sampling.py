@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from vlm3d.model.decoding_engine import Step, log_softmax_rows
 from vlm3d.model.language_model import LanguageModel
+from vlm3d.model.report_decoding import open_engine
 from vlm3d.model.report_generator import (
     AFTER_IMAGE_ALONE,
     BEFORE_IMAGE,
@@ -31,12 +33,14 @@ class SampledGroup:
     Attributes:
         tokens_KT: Token ids; 0 behind a report's end.
         mask_KT: True at a report's tokens, the one that ends it included.
+        log_p_KT: Log-probability of each token as it was drawn, in nats; 0 where the mask is False.
         finished_K: True where a report ended by itself within the budget.
         texts: In words.
     """
 
     tokens_KT: Tensor
     mask_KT: Tensor
+    log_p_KT: Tensor
     finished_K: Tensor
     texts: tuple[str, ...]
 
@@ -134,34 +138,50 @@ def sample_group(
     Raises:
         FloatingPointError: The model's probabilities are no numbers.
     """
-    from transformers import DynamicCache
-
-    generator = torch.Generator().manual_seed(seed)
-    cache = DynamicCache(config=llm.config)
-    logits_1V = llm(prompt_PM[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    cache.batch_repeat_interleave(group_size)
-    logits_KV = logits_1V.expand(group_size, -1)
-    ends = torch.tensor(sorted(llm.stop_token_ids))
-    open_K = torch.ones(group_size, dtype=torch.bool)
-    columns: list[Tensor] = []
-    counted: list[Tensor] = []
-    while True:
-        p_KV = torch.softmax(logits_KV.float() / temperature, dim=1).cpu()
-        if not bool(torch.isfinite(p_KV).all()):
-            raise FloatingPointError("the language model's probabilities are no numbers")
-        token_K = torch.multinomial(p_KV, 1, generator=generator)[:, 0].masked_fill(~open_K, 0)
-        columns.append(token_K)
-        counted.append(open_K)
-        open_K = open_K & ~torch.isin(token_K, ends)
-        if not bool(open_K.any()) or len(columns) == max_new_tokens:
-            break
-        output = llm(llm.embed(token_K[:, None]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits_KV = output.logits[:, -1]
-    tokens_KT, mask_KT = torch.stack(columns, dim=1), torch.stack(counted, dim=1)
-    texts = tuple(
-        llm.decode(tokens_T[mask_T].tolist()) for tokens_T, mask_T in zip(tokens_KT, mask_KT, strict=True)
+    rows = _drawn(llm, prompt_PM, group_size, max_new_tokens, temperature, seed)
+    longest = max(map(len, rows))
+    padded = [[*row, *[(0, 0.0)] * (longest - len(row))] for row in rows]
+    length_K1 = torch.tensor([[len(row)] for row in rows], device=llm.device)
+    return SampledGroup(
+        torch.tensor([[token for token, _ in row] for row in padded], device=llm.device),
+        torch.arange(longest, device=llm.device) < length_K1,
+        torch.tensor([[log_p for _, log_p in row] for row in padded], device=llm.device),
+        torch.tensor([row[-1][0] in llm.stop_token_ids for row in rows], device=llm.device),
+        tuple(llm.decode([token for token, _ in row]) for row in rows),
     )
-    return SampledGroup(tokens_KT.to(llm.device), mask_KT.to(llm.device), ~open_K.to(llm.device), texts)
+
+
+def _drawn(
+    llm: LanguageModel, prompt_PM: Tensor, group_size: int, longest: int, temperature: float, seed: int
+) -> list[list[tuple[int, float]]]:
+    """Each report's tokens with the log-probability that each was drawn with."""
+    draws = torch.Generator().manual_seed(seed)
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(group_size)]
+    engine = open_engine(llm)
+    with torch.autocast(llm.device.type, enabled=False):  # the engine's cache holds the model's own type
+        logits_RV = engine.start([prompt_PM.to(llm.dtype)], group_size, longest).expand(group_size, -1)
+        running = rows
+        while running:
+            log_p_RV = log_softmax_rows(logits_RV / temperature).cpu()
+            if bool(log_p_RV.isnan().any()):
+                raise FloatingPointError("the language model's probabilities are no numbers")
+            token_R1 = torch.multinomial(log_p_RV.exp(), 1, generator=draws)
+            log_p_R1 = log_p_RV.gather(1, token_R1)
+            for row, token, log_p in zip(
+                running, token_R1[:, 0].tolist(), log_p_R1[:, 0].tolist(), strict=True
+            ):
+                row.append((token, log_p))
+            still = [
+                index
+                for index, row in enumerate(running)
+                if row[-1][0] not in llm.stop_token_ids and len(row) < longest
+            ]
+            if len(still) < len(running):
+                engine.keep_rows(still)
+                running = [running[index] for index in still]
+            if running:
+                logits_RV = engine.feed([Step(len(row) - 1, [row[-1][0]]) for row in running])
+    return rows
 
 
 class FrozenPerplexity:

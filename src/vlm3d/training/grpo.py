@@ -348,7 +348,11 @@ def _sum_of_terms(terms: list[LossTerms]) -> dict[str, float]:
 
 
 def _told_of(groups: list[RewardedGroup]) -> dict[str, float]:
-    """Rewards, lengths and the signs of `vlm3d.training.rewards.ReportWatch` over a round."""
+    """Rewards, lengths and the signs of `vlm3d.training.rewards.ReportWatch` over a round.
+
+    ``sampling_gap`` is how far the probabilities that were drawn from lie from those that are trained, in nats a
+    token: rounding and no more, or what is sampled is not what learns.
+    """
     told: dict[str, list[float]] = {}
     for group in groups:
         values = {
@@ -361,6 +365,9 @@ def _told_of(groups: list[RewardedGroup]) -> dict[str, float]:
         values["reward_std"] = float(np.std(group.scores["total"], ddof=1))
         values["informative"] = float(group.informative)
         values["reports/tokens"] = float(group.sampled.mask_KT.sum(1).float().mean())
+        if group.old_KT is not None:
+            gap_KT = (group.sampled.log_p_KT - group.old_KT).abs()
+            values["sampling_gap"] = float(gap_KT.sum() / group.sampled.mask_KT.sum())
         values["reports/finished"] = float(group.sampled.finished_K.float().mean())
         for name, value in values.items():
             told.setdefault(name, []).append(value)
