@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.small_models import small_language_model
@@ -88,6 +88,7 @@ def test_a_table_that_is_none_is_refused_without_its_words(tmp_path: Path) -> No
         studies.read_studies(tmp_path / "absent.csv")
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=60, unique=True), st.randoms())
 def test_a_split_depends_on_names_alone_and_parts_no_patient(numbers: list[int], random: Any) -> None:
     named = [studies.Study(studies.Case(f"valid_{n // 3}_a_{n % 3}", (False,) * 18), str(n)) for n in numbers]
@@ -109,6 +110,7 @@ def test_a_split_depends_on_names_alone_and_parts_no_patient(numbers: list[int],
 label_rows = st.lists(st.booleans(), min_size=18, max_size=18).map(tuple)
 
 
+@settings(max_examples=25, deadline=None)
 @given(label_rows, st.integers(0, 1000))
 def test_the_template_says_what_the_labels_say(labels_K: tuple[bool, ...], number: int) -> None:
     case = studies.Case(f"invented_{number}", labels_K)
@@ -122,8 +124,10 @@ def test_the_nearest_report_is_the_first_of_those_that_share_most_labels() -> No
     nearest = writers.NearestWriter(INVENTED)
     assert nearest.write([_case(9, NODULE), _case(9)]) == [INVENTED[1].text, INVENTED[3].text]
     assert nearest.nearest(_case(9, HEART, EFFUSION, "Emphysema")) == 6
+    assert [nearest.differing(case) for case in (_case(9, NODULE), _case(9, HEART, "Emphysema"))] == [0, 1]
 
 
+@settings(max_examples=25, deadline=None)
 @given(label_rows, st.sampled_from(INVENTED))
 def test_a_checked_text_says_what_the_labels_say(labels_K: tuple[bool, ...], study: Any) -> None:
     case = studies.Case("invented", labels_K)
@@ -159,6 +163,7 @@ def test_only_the_report_is_learned() -> None:
     assert len(examples.example_of(llm, INVENTED[0], 7).report_ids) == 7
 
 
+@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_each_report_alone() -> None:
     llm = small_language_model()
     batch = [examples.example_of(llm, study, 640) for study in INVENTED[:3]]
@@ -172,6 +177,7 @@ def test_the_loss_of_a_batch_is_that_of_each_report_alone() -> None:
     assert alone[0] == pytest.approx(float(direct), rel=1e-5)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=50), st.integers(1, 9), st.integers(0, 3))
 def test_an_epoch_holds_every_example_once_in_batches_of_like_length(
     lengths: list[int], size: int, epoch: int
@@ -184,6 +190,7 @@ def test_an_epoch_holds_every_example_once_in_batches_of_like_length(
     assert all(low >= 0.8 * high for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 20))
 def test_batches_from_a_step_are_those_that_an_unbroken_run_gets(first: int) -> None:
     lengths = [10, 30, 20, 50, 40, 60, 70]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from measuring import machine
 from real_language.scoring import RESAMPLES, score, table
 from real_language.studies import Split, Study, read_studies, split
-from real_language.writers import NearestWriter, TemplateWriter, check_against_labels
+from real_language.writers import NearestWriter, TemplateWriter, Writer, check_against_labels
 from vlm3d.errors import INTERRUPTED_EXIT_CODE, ConfigError, OutputError, VLM3DError
 from vlm3d.io.writing import write_atomically
 
@@ -151,13 +151,21 @@ def cheap_rows(parts: Split, held_out: Sequence[Study]) -> Iterator[Row]:
     truth = score([study.text for study in held_out], held_out, is_truth=True)
     yield {"row": "radiologist", "title": "the radiologist's own report", **truth}
     cases = [study.case for study in held_out]
-    for key, title, writer in (
-        ("template", "template", TemplateWriter()),
-        ("nearest", "nearest neighbor", NearestWriter(parts.training)),
-    ):
-        began = time.perf_counter()
-        texts = writer.write(cases)
-        yield from _both(key, title, texts, time.perf_counter() - began, held_out)
+    nearest = NearestWriter(parts.training)
+    differing = [nearest.differing(case) for case in cases]
+    known = {
+        "share_with_a_training_study_of_the_same_labels": round(_mean([not n for n in differing]), 4),
+        "labels_that_the_nearest_does_not_share": round(_mean(differing), 4),
+    }
+    yield from _written("template", "template", TemplateWriter(), held_out)
+    for row in _written("nearest", "nearest neighbor", nearest, held_out):
+        yield row | known
+
+
+def _written(key: str, title: str, writer: Writer, held_out: Sequence[Study]) -> Iterator[Row]:
+    began = time.perf_counter()
+    texts = writer.write([study.case for study in held_out])
+    yield from _both(key, title, texts, time.perf_counter() - began, held_out)
 
 
 def language_rows(

@@ -60,10 +60,10 @@ def score(texts: Sequence[str], studies: Sequence[Study], *, is_truth: bool = Fa
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits behind the point, in objects too."""
+    """Six digits behind the point, in objects too."""
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -197,13 +197,14 @@ class AdapterTraining:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self._adapters.values()), self.settings.clip_norm)
-        if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
+        value = float(loss.detach())
+        if not math.isfinite(value) or not math.isfinite(float(norm)):
             raise TrainingError(
                 f"the loss or its gradient is no number in step {self.progress.steps + 1}; "
                 "give a lower --lr and another --work"
             )
         self._optimizer.step()
-        return float(loss.detach())
+        return value
 
     def _tell(self) -> None:
         recent = self.progress.losses[-20:]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from real_language.studies import Case, Study
 from vlm3d.datasets.synthetic_reports import write_synthetic_report
@@ -49,7 +50,15 @@ class NearestWriter:
 
     def nearest(self, case: Case) -> int:
         """Index of the training study whose labels differ least."""
-        return int((self._label_TK != np.array(case.labels_K)).sum(axis=1).argmin())
+        return int(self._differing_T(case).argmin())
+
+    def differing(self, case: Case) -> int:
+        """How many of the 18 labels the nearest training study does not share."""
+        return int(self._differing_T(case).min())
+
+    def _differing_T(self, case: Case) -> NDArray[np.int_]:
+        counts_T: NDArray[np.int_] = (self._label_TK != np.array(case.labels_K)).sum(axis=1)
+        return counts_T
 
 
 class Checked(NamedTuple):
