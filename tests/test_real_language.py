@@ -232,11 +232,12 @@ def _kill_after(steps: int, run: Any) -> Callable[[Any], float]:
 
 
 def test_the_loss_falls_and_the_base_stays(tmp_path: Path) -> None:
-    run, llm = _training(tmp_path, _settings(steps=30))
+    run, llm = _training(tmp_path, _settings(steps=32))
     frozen = {n: p.clone() for n, p in llm.model.named_parameters() if "lora_" not in n}
     progress = run.run()
-    assert progress.steps == 30
-    assert sum(progress.losses[-5:]) < 0.9 * sum(progress.losses[:5])
+    assert progress.steps == 32
+    first_epoch, last_epoch = progress.losses[:4], progress.losses[-4:]  # of all eight reports, each
+    assert sum(last_epoch) < sum(first_epoch) - 0.1
     assert all(torch.equal(p, frozen[n]) for n, p in llm.model.named_parameters() if n in frozen)
 
 

@@ -65,7 +65,9 @@ def _parsed(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint-seconds", type=_above_0(float), default=180.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="where the language model runs")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the language model runs"
+    )
     return parser.parse_args(argv)
 
 
@@ -237,11 +239,18 @@ def settings_of(arguments: argparse.Namespace, training: Sequence[Study]) -> Set
 
 
 def load(settings: Settings, device: str) -> LanguageModel:
-    """The language model with new adapters."""
+    """The language model with new adapters.
+
+    Raises:
+        ConfigError: There is no such device.
+        WeightsUnavailableError: The weights are nowhere.
+    """
     import torch
 
     from vlm3d.model.language_model import load_language_model
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, and torch finds no CUDA device; leave it out")
     torch.manual_seed(settings.seed)
     return load_language_model(
         settings.llm_name,
