@@ -170,7 +170,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="Labels for --tune-on, if --truth lacks them.")
     ] = None,
     objective: Annotated[str, typer.Option(help="What tuned thresholds maximize: f1 or crg.")] = "f1",
-    threshold: Annotated[float, typer.Option(help="Of every disease where none is tuned.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Of every disease, instead of those stored with the checkpoint; else 0.5."),
+    ] = None,
     resamples: Annotated[
         int, typer.Option(help="Of the bootstrap over patients; 0 for no intervals.")
     ] = 1000,
@@ -181,6 +184,7 @@ def evaluate(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="With --checkpoint: write and score reports.")
     ] = False,
+    report_batch: Annotated[int, typer.Option(min=1, help="Reports that --report writes side by side.")] = 8,
     bert_score: Annotated[
         bool, typer.Option("--bert-score", help="Compare reports by the meaning of their words too (slow).")
     ] = False,
@@ -198,6 +202,7 @@ def evaluate(
         raise _usage("--checkpoint takes its truth from --data; --tune-on is one of its splits")
     from vlm3d.evaluation.evaluation_files import check_folder
     from vlm3d.evaluation.evaluator import EvaluationSettings
+    from vlm3d.evaluation.figures import Thresholds
     from vlm3d.evaluation.intervals import Intervals
     from vlm3d.evaluation.tables import evaluation_text
     from vlm3d.outputs.evaluation_run import evaluate_checkpoint, evaluate_files, write_results
@@ -205,7 +210,7 @@ def evaluate(
     if out is not None:
         check_folder(out, overwrite=overwrite)
     settings = EvaluationSettings(
-        threshold=threshold,
+        threshold=0.5 if threshold is None else threshold,
         objective=_one_of(objective, "--objective", ("f1", "crg")),
         intervals=Intervals(resamples=resamples, seed=seed),
         common_only=common,
@@ -219,7 +224,16 @@ def evaluate(
     if checkpoint is not None and data is not None:
         tuned = tune_on[0] if tune_on else None
         found = evaluate_checkpoint(
-            checkpoint, data, settings, split=split, tune_on=tuned, reports=report, device=device, say=say
+            checkpoint,
+            data,
+            settings,
+            split=split,
+            tune_on=tuned,
+            thresholds=None if threshold is None else Thresholds.fixed(threshold),
+            reports=report,
+            report_batch=report_batch,
+            device=device,
+            say=say,
         )
     else:
         found = evaluate_files(

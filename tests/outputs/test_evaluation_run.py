@@ -15,6 +15,7 @@ from vlm3d import cli
 from vlm3d.datasets.prepare import prepare
 from vlm3d.evaluation.official import write_classification, write_ground_truth, write_reports
 from vlm3d.labels import DISEASE_NAMES
+from vlm3d.model.checkpoint import StoredThresholds, classifier_fingerprint, write_thresholds
 
 K = len(DISEASE_NAMES)
 LABELS = (np.random.default_rng(0).random((12, K)) > 0.5).astype(float)
@@ -157,3 +158,28 @@ def test_a_checkpoint_is_run_over_a_split_with_thresholds_of_another(run, files:
     assert "weights: UNTRAINED" in out
     assert "highest F1 on split 'valid' (2 cases)" in out
     assert "UNTRAINED weights" in (files / "out" / "evaluation.html").read_text()
+
+
+def test_stored_thresholds_are_used_unless_others_are_asked_for(run, files: Path, store: Path) -> None:
+    model = small_model(with_text=False)
+    model.save_pretrained(files / "checkpoint")
+    fingerprint = classifier_fingerprint(model.checkpoint_state_dict())
+    write_thresholds(files / "checkpoint", StoredThresholds({"Emphysema": 0.125}, "made up", fingerprint))
+    arguments = ("--checkpoint", files / "checkpoint", "--data", store, "--resamples", 0)
+    code, out, err = run(*arguments, "--out", files / "out")
+    assert code == 0, err
+    assert "thresholds: stored with the checkpoint: made up" in out
+    used = json.loads((files / "out" / "evaluation.json").read_text())["thresholds"]
+    assert used["source"] == "stored with the checkpoint: made up"
+    assert (used["values"]["Emphysema"], used["values"]["Cardiomegaly"]) == (0.125, 0.5)
+    code, out, _ = run(*arguments, "--threshold", 0.25)
+    assert "thresholds: 0.25 for every disease" in out
+    code, out, _ = run(*arguments, "--tune-on", "valid")
+    assert "thresholds: highest F1 on split 'valid' (2 cases)" in out
+    write_thresholds(files / "checkpoint", StoredThresholds({}, "made up", "of other weights"))
+    code, _, err = run(*arguments)
+    assert code == 4
+    assert "other weights" in err
+    (files / "checkpoint" / "thresholds.json").unlink()
+    code, out, _ = run(*arguments)
+    assert "thresholds: 0.5 for every disease" in out

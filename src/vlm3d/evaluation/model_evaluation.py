@@ -1,58 +1,45 @@
-"""A model over a prepared store: each case is read, predicted, scored and let go, so that memory stays flat."""
+"""A model over a prepared store: each case is read, predicted, scored and let go, so that memory stays flat.
+
+Reports are written in batches: of the cases whose reports are still to come only the prompts are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset
-from vlm3d.errors import CheckpointError, InputError
-from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, LesionMasks
+from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import InputError
+from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource
+from vlm3d.evaluation.case_prediction import (
+    CasePrediction,
+    HeadFindings,
+    ModelRun,
+    run_heads,
+    write_reports,
+)
 from vlm3d.evaluation.collected import CollectedCases
 from vlm3d.evaluation.evaluator import (
     Evaluation,
     EvaluationSettings,
-    Part,
     Progress,
     evaluated,
     tuned_thresholds,
 )
 from vlm3d.evaluation.figures import Thresholds
-from vlm3d.evaluation.store_truth import masks_in, truth_of
-from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.evaluation.grounding_figures import GroundedReport, grounding_section, located_findings
+from vlm3d.evaluation.intervals import as_json
+from vlm3d.evaluation.location_facts import LocationFact
+from vlm3d.evaluation.store_truth import truth_of
+from vlm3d.labels import LESION_KEYS
 from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.preprocessing.intensity import window_in_place
-from vlm3d.volume import Volume
+
+__all__ = ["ModelRun", "evaluate_model", "predict_case", "tune_on_store"]
 
 OnCase = Callable[[CaseFindings, CaseFindings], None]
-
-
-@dataclass(frozen=True)
-class ModelRun:
-    """How a model is run over cases.
-
-    Attributes:
-        reports: Whether to write reports, for cases whose truth has one.
-        masks: Whether to draw lesions, for cases where some are annotated.
-        mask_threshold: Probability from which a voxel is lesion.
-        report_generation: As `VLM3DMultiTask.predict` takes it.
-    """
-
-    reports: bool = False
-    masks: bool = True
-    mask_threshold: float = 0.5
-    report_generation: Mapping[str, Any] | None = None
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """What is compared."""
-        return ("labels", *(("masks",) if self.masks else ()), *(("reports",) if self.reports else ()))
+CountContradictions = Callable[[str, HeadFindings], int]
 
 
 def evaluate_model(
@@ -65,6 +52,7 @@ def evaluate_model(
     thresholds: Thresholds | None = None,
     name: str = "model",
     on_case: OnCase | None = None,
+    count_contradictions: CountContradictions | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict and score cases of a prepared store.
@@ -75,9 +63,13 @@ def evaluate_model(
         settings: How figures are computed.
         run: What the model is asked for.
         indices: Of the cases; all by default.
-        thresholds: Where probabilities are cut; `settings.threshold` by default.
+        thresholds: Where probabilities are cut, for the figures and for the findings that reports are written from;
+            `settings.threshold` by default.
         name: What the figures call the model.
-        on_case: Called with prediction and truth of each case before they are let go, for samples and pictures.
+        on_case: Called with prediction and truth of each case before they are let go, for samples and pictures. The
+            masks and scans of a batch of reports are in memory together then.
+        count_contradictions: Counts what a report says against the heads that it was written from; without it that is
+            not told.
         progress: Called with the number of cases done and of all.
 
     Raises:
@@ -86,64 +78,117 @@ def evaluate_model(
         InputError: There is no case.
     """
     settings, run = settings or EvaluationSettings(), run or ModelRun()
+    thresholds = thresholds or Thresholds.fixed(settings.threshold)
     chosen = list(range(len(dataset)) if indices is None else indices)
     if not chosen:
         raise InputError(f"{dataset.store} holds no case of the split that was asked for")
     dataset.check(model.config.preprocessing)
     drawn = [lesion.key for lesion in model.lesions if lesion.key in LESION_KEYS]
     cases = CollectedCases(key_slices_per_lesion=settings.key_slices)
+    batch = _ReportBatch(model, run, cases, on_case, count_contradictions)
     for done, index in enumerate(chosen, start=1):
-        predicted, true = predict_case(model, dataset, index, run)
-        cases.add(predicted, true, run.parts, drawn)
-        if on_case is not None:
-            on_case(predicted, true)
+        found = run_heads(model, dataset, index, run, thresholds)
+        cases.add(found.predicted, found.true, run.parts, drawn)
+        batch.add(found, located_findings(dataset.cases[index].facts))
         if progress is not None:
             progress(done, len(chosen))
-    return evaluated(
+    batch.finish()
+    evaluation = evaluated(
         cases,
         settings,
-        thresholds or Thresholds.fixed(settings.threshold),
+        thresholds,
         predictions=name,
         truth=dataset.store.name,
         training=model.training_status,
         untrained_tasks=model.untrained_tasks,
     )
+    if batch.grounded:
+        section = grounding_section(batch.grounded, thresholds, settings.intervals)
+        evaluation.figures["grounding"] = as_json(section)
+    return evaluation
+
+
+@dataclass
+class _ReportBatch:
+    """Cases whose reports are still to be written, in the order in which they came."""
+
+    model: VLM3DMultiTask
+    run: ModelRun
+    cases: CollectedCases
+    on_case: OnCase | None
+    count_contradictions: CountContradictions | None
+    grounded: list[GroundedReport] = field(default_factory=list)
+    waiting: list[tuple[CasePrediction, list[LocationFact]]] = field(default_factory=list)
+
+    def add(self, found: CasePrediction, located: list[LocationFact]) -> None:
+        """Take a case that has been scored but for its report."""
+        if self.on_case is None:
+            if found.prompt_PM is None:
+                return
+            let_go = (
+                replace(case, load_masks=None, load_scan=None) for case in (found.predicted, found.true)
+            )
+            predicted, true = let_go
+            found = replace(found, predicted=predicted, true=true)
+        self.waiting.append((found, located))
+        if self._prompts() and len(self.waiting) < self.run.report_batch:
+            return
+        self.finish()
+
+    def _prompts(self) -> list[CasePrediction]:
+        return [found for found, _ in self.waiting if found.prompt_PM is not None]
+
+    def finish(self) -> None:
+        """Write the reports that are still to come."""
+        prompts = [found.prompt_PM for found, _ in self.waiting if found.prompt_PM is not None]
+        texts = iter(write_reports(self.model, prompts, self.run))
+        unwritten = len(self.cases.reports) - len(prompts)
+        for found, located in self.waiting:
+            if found.prompt_PM is not None:
+                found = found.with_report(next(texts))
+                self._keep(found, located, unwritten)
+                unwritten += 1
+            if self.on_case is not None:
+                self.on_case(found.predicted, found.true)
+        self.waiting.clear()
+
+    def _keep(self, found: CasePrediction, located: list[LocationFact], place: int) -> None:
+        """Put a report where its place was kept free, and among those to ground."""
+        text, heads, scores_K = found.predicted.report, found.heads, found.predicted.scores_K
+        assert text is not None
+        assert heads is not None
+        assert scores_K is not None
+        pair = self.cases.reports[place]
+        assert pair.case_id == found.true.case_id, "reports are written in the order of their cases"
+        self.cases.reports[place] = replace(pair, predicted=text)
+        labels_K = found.true.scores_K
+        counted = None if self.count_contradictions is None else self.count_contradictions(text, heads)
+        self.grounded.append(
+            GroundedReport(
+                found.true.patient_id,
+                text,
+                pair.truth,
+                np.full(len(scores_K), np.nan) if labels_K is None else labels_K,
+                scores_K,
+                located,
+                counted,
+            )
+        )
 
 
 def predict_case(
-    model: VLM3DMultiTask, dataset: PreparedDataset, index: int, run: ModelRun | None = None
+    model: VLM3DMultiTask,
+    dataset: PreparedDataset,
+    index: int,
+    run: ModelRun | None = None,
+    thresholds: Thresholds | None = None,
 ) -> tuple[CaseFindings, CaseFindings]:
-    """Prediction and truth of one case of a store, both in memory."""
+    """Prediction and truth of one case of a store, both in memory; arguments are those of `run_heads`."""
     run = run or ModelRun()
-    case, arrays = dataset.cases[index], dataset.read(index)
-    affine = np.array(case.affine)
-    true = replace(
-        truth_of(dataset, index),
-        load_masks=(lambda: masks_in(arrays, case)) if case.known_lesions else None,
-        load_scan=lambda: Volume(arrays.hu_DHW, affine),
-    )
-    intensity, regions = _tensors(model, arrays, case.regions_method is not None)
-    with_masks = run.masks and bool(case.known_lesions)
-    with_report = run.reports and case.report is not None
-    if not with_masks and not with_report:
-        scores_K = _scores(model, _probabilities(model, intensity, regions))
-        return CaseFindings(case.case_id, case.patient_id, scores_K), true
-    found = model.predict(
-        intensity,
-        regions,
-        generate_report=with_report,
-        report_generation_config=run.report_generation,
-        spacing_mm=case.spacing_mm,
-    )
-    masks = _masks(found["localization"]["probabilities"], affine, run.mask_threshold) if with_masks else None
-    predicted = CaseFindings(
-        case.case_id,
-        case.patient_id,
-        _scores(model, found["classification"]["probabilities"]),
-        found["reports"][0] if with_report else None,
-        (lambda: masks) if masks is not None else None,
-    )
-    return predicted, true
+    found = run_heads(model, dataset, index, run, thresholds)
+    if found.prompt_PM is not None:
+        found = found.with_report(write_reports(model, [found.prompt_PM], run)[0])
+    return found.predicted, found.true
 
 
 def tune_on_store(
@@ -176,44 +221,3 @@ def tune_on_store(
         settings.objective,
         evaluated_patients=evaluated_patients,
     )
-
-
-def _tensors(
-    model: VLM3DMultiTask, arrays: PreparedArrays, with_regions: bool
-) -> tuple[Tensor, Tensor | None]:
-    device = next(model.parameters()).device
-    intensity_DHW = window_in_place(arrays.hu_DHW.astype(np.float32), model.config.preprocessing.hu_window)
-    intensity = torch.from_numpy(intensity_DHW)[None, None].to(device)
-    return intensity, torch.from_numpy(arrays.regions_DHW)[None].to(device) if with_regions else None
-
-
-@torch.inference_mode()
-def _probabilities(model: VLM3DMultiTask, intensity: Tensor, regions: Tensor | None) -> Tensor:
-    was_training = model.training
-    model.eval()
-    try:
-        return model.classify(model.encode(intensity, regions))["probabilities"]
-    finally:
-        model.train(was_training)
-
-
-def _scores(model: VLM3DMultiTask, probabilities_BK: Tensor) -> NDArray[np.float64]:
-    """The first scan's probabilities in CT-RATE's order."""
-    place = {name: k for k, name in enumerate(model.disease_names)}
-    missing = [name for name in DISEASE_NAMES if name not in place]
-    if missing:
-        raise CheckpointError(
-            f"the model has no probability of {missing[0]}; only models of the 18 diseases are scored"
-        )
-    values = probabilities_BK[0].double().cpu().numpy()
-    return np.array([values[place[name]] for name in DISEASE_NAMES])
-
-
-def _masks(probabilities: Mapping[str, Tensor], affine: NDArray[np.float64], threshold: float) -> LesionMasks:
-    found = {
-        key: probability_BDHW[0].float().cpu().numpy()
-        for key, probability_BDHW in probabilities.items()
-        if key in LESION_KEYS
-    }
-    masks = {key: probability_DHW >= threshold for key, probability_DHW in found.items()}
-    return LesionMasks(masks, affine, probabilities=found)

@@ -40,6 +40,7 @@ def evaluation_text(figures: Mapping[str, Any]) -> str:
         ("Localization", _localization),
         ("Boxes, scored as the VLM3D challenge does", _boxes),
         ("Reports", _reports),
+        ("Grounding", _grounding),
         ("Comparison", _comparison),
     ):
         content = figures.get(title.split(",")[0].lower())
@@ -140,6 +141,27 @@ def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str
     lines.append(f"findings in the text, read by {clinical['labeler']}; truth: {clinical['truth']}")
     lines += _table(["finding", *columns, "positive"], rows)
     return [*lines, f"macro F1: {number(clinical['macro']['f1'])}", f"CRG: {number(clinical['crg'])}"]
+
+
+def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    lines = [f"{content['reports']} reports, written from findings at thresholds: {content['thresholds']}"]
+    rows = [
+        ["macro F1 of the findings in the texts", number(content["report_macro_f1"])],
+        ["macro F1 of the classifier", number(content["classifier_macro_f1"])],
+        ["  texts minus classifier", number(content["macro_f1_difference"])],
+        *(
+            [f"right {place} of true positives ({found['right']}/{found['judged']})", number(found["share"])]
+            for place, found in (("side", content["right_side"]), ("lobe", content["right_lobe"]))
+        ),
+        ["valid format", number(content["valid_format"])],
+        [
+            f"no contradiction with the heads ({content['contradictions_checked']} checked)",
+            number(content["no_contradiction"]),
+        ],
+        ["BLEU-4, as the challenge reads words", number(content["bleu_4"])],
+    ]
+    width = max(len(name) for name, _ in rows)
+    return [*lines, *(f"  {name.ljust(width)}  {value}" for name, value in rows)]
 
 
 def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm3d.anatomy.measurement import find_landmarks, measure_lesion
+from vlm3d.anatomy.measurement import Component, find_landmarks, measure_lesion
 from vlm3d.labels import DISEASE_NAMES, LESIONS, Lesion, first_lesions
 from vlm3d.model.projector import EmbeddingScale
 
@@ -160,20 +160,21 @@ class LesionLocationInjector(nn.Module):
         texts = []
         for index, row_K in enumerate(probabilities):
             names = [DISEASE_NAMES[k] for k in np.flatnonzero(row_K >= thresholds) if k < len(DISEASE_NAMES)]
-            pieces: dict[str, Sequence[MeasuredPiece]] = {}
+            pieces: dict[str, list[Component]] = {}
             if masks_BLDHW is not None:
                 masks_LDHW = (masks_BLDHW[index].detach() >= mask_threshold).cpu().numpy()
                 regions = None if regions_BDHW is None else _region_ids(regions_BDHW[index])
-                pieces = self._measure(masks_LDHW, regions, spacing_mm)
+                pieces = self.measure(masks_LDHW, regions, spacing_mm)
             texts.append(describe_findings(names, pieces, self.lesions))
         return texts
 
-    def _measure(
+    def measure(
         self,
         masks_LDHW: NDArray[np.bool_],
         regions_DHW: NDArray[np.uint8] | None,
         spacing_mm: tuple[float, float, float],
-    ) -> dict[str, Sequence[MeasuredPiece]]:
+    ) -> dict[str, list[Component]]:
+        """The pieces of each lesion's mask as a report tells them, largest first, by the lesion's key."""
         landmarks = find_landmarks(regions_DHW, masks_LDHW.shape[1:])
         return {
             lesion.key: measure_lesion(

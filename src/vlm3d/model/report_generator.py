@@ -296,6 +296,36 @@ class ReportGenerator(nn.Module):
         Arguments are those of `generate`. Each report carries its token ids, ready for `forward`, and their
         log-probabilities. At temperature 0 the reports of a scan are all the same.
         """
+        with _evaluating(self):
+            prompts = self.prompts(
+                global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
+            )
+        return self.write(
+            prompts,
+            num_samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_text=on_text,
+        )
+
+    @torch.inference_mode()
+    def write(
+        self,
+        prompts: Sequence[Tensor],
+        num_samples: int = 1,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> list[list[GeneratedReport]]:
+        """Write ``num_samples`` reports after each of some prompts from `prompts`, all side by side.
+
+        The prompts may come from scans of any size. Other arguments are those of `generate`.
+        """
         settings = DecodingSettings(
             max_new_tokens=self.config.max_new_tokens if max_new_tokens is None else max_new_tokens,
             temperature=self.config.temperature if temperature is None else temperature,
@@ -303,9 +333,6 @@ class ReportGenerator(nn.Module):
             seed=seed,
         )
         with _evaluating(self):
-            prompts = self.prompts(
-                global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
-            )
             return ReportDecoder(self._llm(), settings, on_text).write_all(prompts, num_samples)
 
     def tokenize_reports(

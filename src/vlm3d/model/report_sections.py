@@ -16,6 +16,8 @@ HEADING_PATTERN = re.compile(
 )
 """A heading at the start of a line, plain or in Markdown, in singular or plural."""
 
+_FINISHED = re.compile(r"[.!?]['\")\]]*$")
+
 
 class ReportSections(NamedTuple):
     """A report in its three parts; a part that is absent is empty."""
@@ -54,3 +56,21 @@ def format_report(findings: str, impression: str, recommendations: str) -> str:
 def tidy(body: str) -> str:
     """A section's text without blank lines and stray spaces, which would end the section early."""
     return re.sub(r"\n\s*\n", "\n", body.strip())
+
+
+def form_score(text: str) -> float:
+    """How well a report keeps its form: Findings, Impression, Recommendations, each once, in order, not empty.
+
+    A fifth for each section that stands once with a text, a fifth for the order with nothing before it, a fifth for a
+    last sentence that ends. 1 is a valid report.
+
+    >>> form_score("Findings:\\nClear lungs.\\n\\nImpression:\\nNormal.\\n\\nRecommendations:\\nNone.")
+    1.0
+    """
+    headings = [match.group(1)[0].lower() for match in HEADING_PATTERN.finditer(text)]
+    expected = [section[0].lower() for section in SECTIONS]
+    bodies = dict(zip(expected, parse_report(text), strict=True))
+    good = sum(headings.count(letter) == 1 and bool(bodies[letter]) for letter in expected)
+    first = HEADING_PATTERN.search(text)
+    in_order = headings == expected and first is not None and not text[: first.start()].strip()
+    return (good + in_order + bool(_FINISHED.search(text.rstrip()))) / 5

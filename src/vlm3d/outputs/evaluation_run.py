@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vlm3d.errors import ConfigError, InputError
 from vlm3d.evaluation.evaluation_files import check_folder, write_evaluation
 from vlm3d.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate
+from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.prediction_files import read_findings
 from vlm3d.io import write_atomically
+from vlm3d.labels import DISEASE_NAMES
+
+if TYPE_CHECKING:
+    from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 PAGE_FILE = "evaluation.html"
 Say = Callable[[str], None]
@@ -65,7 +73,9 @@ def evaluate_checkpoint(
     *,
     split: str = "test",
     tune_on: str | None = None,
+    thresholds: Thresholds | None = None,
     reports: bool = False,
+    report_batch: int = 8,
     device: str = "auto",
     say: Say,
 ) -> Evaluation:
@@ -77,7 +87,10 @@ def evaluate_checkpoint(
         settings: How figures are computed.
         split: Which cases; ``"all"`` takes every one.
         tune_on: Split that thresholds are tuned on.
+        thresholds: Where probabilities are cut; those tuned on ``tune_on`` go first. Without either it is those that are
+            stored with the checkpoint, else `settings.threshold`.
         reports: Whether to write reports too.
+        report_batch: Reports that are written side by side.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         say: Receives lines of progress.
 
@@ -88,15 +101,17 @@ def evaluate_checkpoint(
     """
     from vlm3d.datasets.prepared import PreparedDataset
     from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, tune_on_store
+    from vlm3d.inference.head_contradictions import contradiction_counter
     from vlm3d.inference.loading import choose_device
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
+    if report_batch < 1:
+        raise ConfigError(f"reports are written in batches of 1 or more, got {report_batch}")
     dataset = PreparedDataset(store, None if split == "all" else (split,))
     if not dataset.cases:
         raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
     say("loading the model")
     model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=reports, device=choose_device(device))
-    thresholds = None
     if tune_on is not None:
         thresholds = tune_on_store(
             model,
@@ -106,15 +121,33 @@ def evaluate_checkpoint(
             evaluated_patients=[case.patient_id for case in dataset.cases],
             progress=_every_tenth(say, f"case of {tune_on}"),
         )
+    elif thresholds is None:
+        thresholds = _stored_thresholds(model, checkpoint)
     return evaluate_model(
         model,
         dataset,
         settings,
-        run=ModelRun(reports=reports),
+        run=ModelRun(reports=reports, report_batch=report_batch),
         thresholds=thresholds,
         name=Path(checkpoint).name or str(checkpoint),
+        count_contradictions=contradiction_counter(model),
         progress=_every_tenth(say, "case"),
     )
+
+
+def _stored_thresholds(model: VLM3DMultiTask, checkpoint: str | Path) -> Thresholds | None:
+    """Those that ``vlm3d tune`` left with a checkpoint; None where it has none.
+
+    Raises:
+        CheckpointError: They are damaged, or were tuned for other weights.
+    """
+    from vlm3d.inference.thresholds import threshold_of, thresholds_for
+
+    stored = thresholds_for(model, checkpoint)
+    if stored is None:
+        return None
+    values = np.array([threshold_of(name, stored) for name in DISEASE_NAMES])
+    return Thresholds(values, f"stored with the checkpoint: {stored.source}")
 
 
 def write_results(

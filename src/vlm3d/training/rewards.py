@@ -8,7 +8,6 @@ to please these readers instead of telling the truth.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from vlm3d.evaluation.labeler import label_report
 from vlm3d.evaluation.location_facts import LocatedFinding, LocationFact, compare_facts, location_facts
 from vlm3d.labels import DISEASE_NAMES, Lesion
 from vlm3d.model.location import MIN_VOLUME_ML
-from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, parse_report
+from vlm3d.model.report_sections import form_score
 
 SIZE_TOLERANCE_MM = 3.0
 """Sizes that differ by no more are equal: a voxel's thickness in `tiny`."""
@@ -33,7 +32,6 @@ REPEATED_RUN = 4
 
 _DETAILS = ("side", "region", "level", "size_mm")
 _REGION_KEYS = {region.name: region.key for region in REGIONS}
-_FINISHED = re.compile(r"[.!?]['\")\]]*$")
 
 
 @dataclass(frozen=True)
@@ -173,21 +171,8 @@ def fluency(perplexity: Perplexity, usual_perplexity: float) -> Reward:
 
 
 def report_form(texts: Sequence[str], truth: ReportTruth | None = None) -> list[float]:
-    """How well each report keeps the form: Findings, Impression, Recommendations, each once, in order, not empty.
-
-    A fifth for each section that stands once with a text, a fifth for the order with nothing before it, a fifth for a
-    last sentence that ends. 1 is a valid report.
-    """
-    rewards = []
-    for text in texts:
-        headings = [match.group(1)[0].lower() for match in HEADING_PATTERN.finditer(text)]
-        expected = [section[0].lower() for section in SECTIONS]
-        bodies = dict(zip(expected, parse_report(text), strict=True))
-        good = sum(headings.count(letter) == 1 and bool(bodies[letter]) for letter in expected)
-        first = HEADING_PATTERN.search(text)
-        in_order = headings == expected and first is not None and not text[: first.start()].strip()
-        rewards.append((good + in_order + bool(_FINISHED.search(text.rstrip()))) / 5)
-    return rewards
+    """How well each report keeps the form, see `vlm3d.model.report_sections.form_score`; 1 is a valid report."""
+    return [form_score(text) for text in texts]
 
 
 def weighted_rewards(phase: GrpoPhase, perplexity: Perplexity) -> dict[str, tuple[float, Reward]]:

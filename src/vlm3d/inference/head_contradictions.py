@@ -1,0 +1,63 @@
+"""Contradictions of a report with the heads of a model that is evaluated on a prepared store."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlm3d.evaluation.case_prediction import HeadFindings
+from vlm3d.inference.contradictions import check_report
+from vlm3d.inference.lesion_record import listed_piece
+from vlm3d.inference.prediction import DiseaseFinding, LesionFinding
+from vlm3d.inference.uncertainty import entropy_bits
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.volume import Volume
+
+
+def contradiction_counter(model: VLM3DMultiTask) -> ContradictionCounter:
+    """Counts what contradicts this model's heads."""
+    return ContradictionCounter({lesion.key: lesion.name for lesion in model.lesions})
+
+
+class ContradictionCounter:
+    """Holds a report against the findings that it was written from, as ``vlm3d predict`` does.
+
+    Args:
+        lesion_names: By key.
+    """
+
+    def __init__(self, lesion_names: dict[str, str]) -> None:
+        self._lesion_names = lesion_names
+
+    def __call__(self, text: str, heads: HeadFindings) -> int:
+        """Number of contradictions of a report with the heads of its scan."""
+        return len(check_report(text, diseases_of(heads), self._lesions(heads)).contradictions)
+
+    def _lesions(self, heads: HeadFindings) -> list[LesionFinding]:
+        grid = Volume(np.zeros((1, 1, 1), np.int16), heads.affine)  # a piece's center needs the affine alone
+        return [
+            LesionFinding(
+                key=key,
+                name=self._lesion_names[key],
+                mask_file=None,
+                threshold=heads.mask_threshold,
+                max_probability=heads.max_probabilities[key],
+                uncertainty=float(entropy_bits(np.asarray(heads.max_probabilities[key]))),
+                volume_ml=sum(piece.volume_ml for piece in pieces),
+                components=[listed_piece(piece, grid) for piece in pieces],
+            )
+            for key, pieces in heads.pieces.items()
+        ]
+
+
+def diseases_of(heads: HeadFindings) -> list[DiseaseFinding]:
+    """The classifier's findings in the form that the checker reads."""
+    return [
+        DiseaseFinding(
+            name=name,
+            probability=probability,
+            threshold=heads.thresholds[name],
+            positive=probability >= heads.thresholds[name],
+            uncertainty=float(entropy_bits(np.asarray(probability))),
+        )
+        for name, probability in heads.probabilities.items()
+    ]
