@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from support.small_models import small_language_model
-from vlm3d.model.decoding_engine import Step, TransformersEngine
+from vlm3d.model.decoding_engine import Step, TransformersEngine, cache_argument
 from vlm3d.model.language_model import LanguageModel, load_language_model
 from vlm3d.model.llama_engine import LlamaEngine
-from vlm3d.model.llama_weights import llama_weights
+from vlm3d.model.llama_weights import llama_weights, transformers_model
 from vlm3d.model.report_decoding import ReportDecoder, continue_prompts, ended, open_engine, whole_sentences
 from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, format_report, parse_report, tidy
 from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
@@ -270,6 +271,26 @@ def test_other_architectures_are_run_by_transformers() -> None:
     assert written == [[generated(llm, prompt, 12)] * 2 for prompt in prompts]
     with pytest.raises(ValueError, match="attention window of 40"):
         continue_prompts(engine, prompts, DecodingSettings(max_new_tokens=40))
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_either_name_of_the_cache_argument_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.24 renamed it; the old name warns there, and a warning is an error here."""
+    llm = adapted_language_model().eval()
+    base = transformers_model(llm)
+    real, own = base.forward, cache_argument(llm)
+
+    def old(*args: Any, past_key_values: Any = None, **options: Any) -> Any:
+        return real(*args, **{own: past_key_values}, **options)
+
+    def new(*args: Any, cache: Any = None, **options: Any) -> Any:
+        return real(*args, **{own: cache}, **options)
+
+    prompts, wanted = prompts_of([4]), DecodingSettings(max_new_tokens=6)
+    expected = continue_prompts(TransformersEngine(llm), prompts, wanted)
+    monkeypatch.setattr(base, "forward", {"past_key_values": old, "cache": new}[name])
+    assert cache_argument(llm) == name
+    assert continue_prompts(TransformersEngine(llm), prompts, wanted) == expected
 
 
 def test_changed_adapters_are_noticed() -> None:

@@ -6,6 +6,7 @@ M width, V vocabulary, H key-value heads, L cached tokens, D channels of a head,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from torch.nn import functional
 from transformers import Cache
 
 from vlm3d.model.language_model import LanguageModel
+from vlm3d.model.llama_weights import transformers_model
 
 
 class Step(NamedTuple):
@@ -103,6 +105,7 @@ class TransformersEngine:
         self._llm = llm
         self._cache = RowCache()
         self._prompt_lengths: list[int] = []
+        self._cache_argument = cache_argument(llm)
         self._window = getattr(llm.config, "sliding_window", None)
 
     @torch.inference_mode()
@@ -146,9 +149,9 @@ class TransformersEngine:
             embeddings_RTM,
             attention_mask=mask_R1TL,
             position_ids=position_RT,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=width - shortest,
+            **{self._cache_argument: self._cache},
         )
         index_R = torch.arange(rows, device=last_place_R.device)
         logits_RV: Tensor = output.logits[index_R, last_place_R - shortest].float()
@@ -198,6 +201,12 @@ class RowCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that a row can hold."""
         return self._room
+
+
+def cache_argument(llm: LanguageModel) -> str:
+    """What the model's forward calls its cache: ``cache`` from transformers 5.24 on, before it ``past_key_values``."""
+    names = inspect.signature(transformers_model(llm).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def log_softmax_rows(logits_RV: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def fits(llm: LanguageModel) -> bool:
         return False
     if config.attention_bias or config.mlp_bias:
         return False
-    base = _transformers_model(llm)
+    base = transformers_model(llm)
     plain = all(
         type(_frozen(part)) is nn.Linear for layer in base.model.layers for part in _projections(layer)
     )
@@ -97,7 +97,7 @@ def llama_weights(llm: LanguageModel) -> LlamaWeights:
 
 
 def _lay_out(llm: LanguageModel) -> LlamaWeights:
-    base, config = _transformers_model(llm), llm.config
+    base, config = transformers_model(llm), llm.config
     layers = []
     for layer in base.model.layers:
         query, key, value, output, gate, up, down = map(_merged, _projections(layer))
@@ -123,7 +123,8 @@ def _lay_out(llm: LanguageModel) -> LlamaWeights:
     )
 
 
-def _transformers_model(llm: LanguageModel) -> Any:
+def transformers_model(llm: LanguageModel) -> Any:
+    """The model as transformers built it, without what PEFT puts around it."""
     return llm.model.get_base_model() if hasattr(llm.model, "get_base_model") else llm.model
 
 
@@ -154,7 +155,7 @@ def _fingerprint(llm: LanguageModel) -> tuple[Any, ...]:
     """Differs after any change to the weights: other memory, an operation in place, adapters switched."""
     parameters = list(llm.model.parameters())
     places = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
-    projections = [part for layer in _transformers_model(llm).model.layers for part in _projections(layer)]
+    projections = [part for layer in transformers_model(llm).model.layers for part in _projections(layer)]
     switches = tuple(
         (part.disable_adapters, part.merged, tuple(part.active_adapters))
         for part in projections
