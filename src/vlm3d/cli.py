@@ -26,7 +26,9 @@ app = typer.Typer(
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder or Hub name; by default the weights that ship with --config, else random ones."),
+    typer.Option(
+        help="Checkpoint folder or Hub name; by default the weights that ship with --config, else random ones."
+    ),
 ]
 ConfigName = Annotated[str, typer.Option("--config", help="tiny, small, medium, large or a YAML file.")]
 
