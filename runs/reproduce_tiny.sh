@@ -21,7 +21,8 @@ $VLM3D train tiny --data "$WORK/store" --out "$WORK/run"
 $VLM3D prepare "phantom:200000-200200:$COMMON,split=test" --config tiny --anatomy given --out "$WORK/test"
 $VLM3D prepare "phantom:300000-300200:$COMMON,split=test,protocol=shifted,spacing=4x1.2x1.2" \
     --config tiny --anatomy given --out "$WORK/shifted"
+$VLM3D tune "$WORK/run/final" --data "$WORK/store"
 for cohort in test shifted; do
-    $VLM3D evaluate --checkpoint "$WORK/run/final" --data "$WORK/$cohort" --out "$WORK/evaluation_$cohort" --page --overwrite
+    $VLM3D evaluate --checkpoint "$WORK/run/final" --data "$WORK/$cohort" --report --out "$WORK/evaluation_$cohort" --page --overwrite
 done
 echo "== $(date -u +%FT%TZ) done: $WORK/run/final, $WORK/evaluation_test, $WORK/evaluation_shifted"

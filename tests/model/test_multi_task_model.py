@@ -388,3 +388,39 @@ def test_public_names_load_lazily() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = vlm3d.nothing
     assert load_config("tiny").name == "tiny"
+
+
+def test_prompts_that_stand_still_run_no_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    model.train()
+    model.classifier.soft_prompts.requires_grad_(False)
+    encoder = model.classifier.text_encoder
+    assert encoder is not None
+    monkeypatch.setattr(encoder, "encode_with_soft_prompts", lambda *_: pytest.fail("the text encoder ran"))
+    features = model.encode(torch.rand(1, 1, 16, 64, 64) * 2 - 1)
+    model.classify(features)["logits"].sum().backward()
+    assert model.classifier.text_projection.weight.grad is not None
+
+
+def test_a_logit_is_the_documented_formula() -> None:
+    model = small_model(with_text=False).eval()
+    classifier = model.classifier
+    torch.nn.init.normal_(classifier.prompt_embedding)
+    torch.nn.init.uniform_(classifier.evidence_scale, 0.1, 2.0)
+    torch.nn.init.uniform_(classifier.sharpness, 0.5, 3.0)
+    torch.nn.init.normal_(classifier.bias)
+    features = model.encode(torch.rand(2, 1, 16, 64, 64) * 2 - 1)
+    with torch.no_grad():
+        found = classifier(features)
+        text = torch.nn.functional.normalize(classifier.text_projection(classifier.prompt_embedding), dim=-1)
+        places = classifier.norm_image(torch.cat([features.region_BRC, features.patch_BNC], dim=1))
+        whole = classifier.global_projection(classifier.norm_image(features.global_BC))
+        for scan in range(2):
+            for disease in range(len(text)):
+                evidence = classifier.local_key(places[scan]) @ text[disease]
+                attention = (classifier.sharpness[disease] * evidence).softmax(0)
+                image = whole[scan] + attention @ classifier.local_value(places[scan])
+                cosine = torch.nn.functional.cosine_similarity(image, text[disease], dim=0)
+                expected = classifier.log_temperature.exp() * cosine + classifier.bias[disease]
+                expected = expected + classifier.evidence_scale[disease] * (attention @ evidence)
+                torch.testing.assert_close(found["logits_BK"][scan, disease], expected, atol=1e-4, rtol=1e-4)

@@ -79,6 +79,44 @@ def test_a_box_of_a_scan_is_labeled_by_what_lies_in_it(dataset: PreparedDataset,
     assert absent > 5
 
 
+def test_boxes_of_one_scan_differ_and_do_not_depend_on_what_was_read(
+    dataset: PreparedDataset, config: Config
+) -> None:
+    phase = LocalPhase(scan_crop=(16, 32, 32), boxes_per_scan=3)
+    in_order = ScanStream(dataset, config, phase, 1)
+    boxes = [in_order[position] for position in range(3 * len(dataset))]
+    scans = [box.case_id for box in boxes]
+    assert scans == [name for name in scans[::3] for _ in range(3)]
+    assert len(set(scans)) == len(dataset)
+    assert len({box.place for box in boxes}) > len(dataset)
+    for position in (10, 4, 5):
+        again = ScanStream(dataset, config, phase, 1)[position]
+        assert again.place == boxes[position].place
+        np.testing.assert_array_equal(again.intensity_DHW, boxes[position].intensity_DHW)
+        np.testing.assert_array_equal(again.labels_K, boxes[position].labels_K)
+
+
+def test_boxes_that_teach_masks_alone_are_laid_over_lesions(dataset: PreparedDataset, config: Config) -> None:
+    phase = PhaseConfig(tasks={"localization": 1.0}, scan_crop=(16, 32, 32), lesion_crops=1.0)
+    stream = ScanStream(dataset, config, phase, 3)
+    with_lesion = {case.case_id for case in dataset.cases if any(case.lesion_voxels.values())}
+    shown = [scan for scan in (stream[p] for p in range(12)) if scan.case_id in with_lesion]
+    assert len(shown) > 5
+    assert all((scan.masks_LDHW == 1).any() for scan in shown)
+
+
+def test_a_scan_and_a_step_of_the_same_number_are_drawn_apart(
+    dataset: PreparedDataset, config: Config
+) -> None:
+    """Else a step without a task would be the one whose scan comes without its anatomy."""
+    phase = PhaseConfig(tasks={"classification": 0.5, "localization": 0.5}, without_regions=0.5)
+    stream = ScanStream(dataset, config, phase, 1)
+    hidden = [stream[position].regions_DHW is None for position in range(24)]
+    seed = config.training.seed
+    first = [np.random.default_rng([seed, 1, 2, step]).random() < 0.5 for step in range(24)]
+    assert 0 < sum(a == b for a, b in zip(hidden, first, strict=True)) < 24
+
+
 def test_scans_of_different_size_are_padded_with_air(dataset: PreparedDataset, config: Config) -> None:
     stream = ScanStream(dataset, config, LocalPhase(scan_crop=(16, 32, 32)), 1)
     small = stream[0]

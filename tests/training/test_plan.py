@@ -98,6 +98,15 @@ def test_what_does_not_fit_is_refused_in_one_line(plan: TrainingPlan) -> None:
     unknown.check()
 
 
+def test_a_phase_on_boxes_is_planned_on_boxes_and_tiny_as_it_is() -> None:
+    config = load_config("tiny")
+    local, whole = plan_training(config, ["local", "classification"]).phases
+    assert local.shape_DHW == local.settings.scan_crop
+    assert whole.shape_DHW == config.preprocessing.max_shape
+    activations = [plan.memory[-2].bytes / plan.settings.batch_size for plan in (local, whole)]
+    assert activations[0] < 0.1 * activations[1]
+
+
 def test_what_cannot_be_planned_is_said() -> None:
     with pytest.raises(ConfigError, match="unknown phase '9'"):
         plan_training(small(), ["9"], shape_DHW=SHAPE)

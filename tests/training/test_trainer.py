@@ -119,7 +119,10 @@ def _train_and_kill(request_file: Path, store: Path, run: Path, after_lines: int
             config, Path({str(store)!r}), Path({str(run)!r}), ["classification", "joint"]))
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "2"})
+    threads = str(
+        torch.get_num_threads()
+    )  # sums depend on it, and the uninterrupted run is made in this process
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": threads})
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(

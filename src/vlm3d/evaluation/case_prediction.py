@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from vlm3d.evaluation.evaluator import Part
 from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.store_truth import masks_in, truth_of
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
@@ -133,7 +133,7 @@ def run_heads(
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     with_masks = run.masks and bool(case.known_lesions)
     with_report = run.reports and case.report is not None
-    with _evaluating(model):
+    with evaluating(model):
         features = model.encode(intensity, regions)
         scores = _scores(model, model.classify(features)["probabilities"])
         scores_K = np.array([scores[name] for name in DISEASE_NAMES])
@@ -176,19 +176,9 @@ def write_reports(model: VLM3DMultiTask, prompts: Sequence[Tensor], run: ModelRu
     """
     if not prompts:
         return []
-    with _evaluating(model):
+    with evaluating(model):
         written = model.report_generator.write(prompts, **(run.report_generation or {}))
     return [group[0].text for group in written]
-
-
-@contextmanager
-def _evaluating(model: VLM3DMultiTask) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _tensors(

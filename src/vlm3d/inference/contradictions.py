@@ -36,7 +36,6 @@ from vlm3d.labels import IMPLIED
 _READABLE = {rule.name for rule in RULES}
 _REGION_NAME = {region.key: region.name for region in REGIONS}
 _OPACITY = "Lung opacity"
-"""A report that affirms the one has mentioned the other: consolidation is the dense kind of lung opacity."""
 
 _QUALIFIED = re.compile(
     r"\b(?:other|others|further|additional|another|new|newly|second|more|elsewhere|remaining|contralateral|else)\b"

@@ -20,7 +20,10 @@ class MultiLabelClassifier(nn.Module):
 
     Each disease has a prompt, read by a frozen biomedical text encoder behind a few learned soft prompt vectors. In the
     shared space its text feature attends to the region and patch features (what the prompt looks for may be small), which
-    joins the global feature. ``logit_k = temperature * cos(image_k, text_k) + bias_k``, temperature and bias learned.
+    joins the global feature. ``logit_k = temperature * cos(image_k, text_k) + scale_k * seen_k + bias_k``, where seen_k is
+    the evidence of region and patches in the mean that this attention takes, so that a patch which plainly shows a disease
+    is heard past all others. Temperature, scale, bias and sharpness (a factor on a disease's evidence before the softmax)
+    are learned.
 
     The prompt embeddings are a buffer, so predicting needs no text encoder; with one attached, training sends gradients
     through it to the soft prompts, and `refresh_prompts` brings the buffer up to date.

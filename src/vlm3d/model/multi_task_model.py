@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from vlm3d.config import Config, ModelConfig, with_model_fields
 from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
+from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.localization_module import LesionLocalizationModule
 from vlm3d.model.part_sizes import PartSize, part_sizes
 from vlm3d.model.patch_embedding import PatchBox, Place, cut_boxes
@@ -273,7 +273,7 @@ class VLM3DMultiTask(nn.Module):
             ones, a list a scan). ``localization``: ``probabilities`` and ``masks``, lesion key -> (B, D, H, W).
             ``reports``: one text a scan (empty list when not asked for), and ``report_surprisal_bits``.
         """
-        with _in_evaluation(self):
+        with evaluating(self):
             features = self.encode(ct_volume, segmentation_mask)
             probabilities_BK = self.classify(features)["probabilities"]
             positive_BK = probabilities_BK >= classification_threshold
@@ -547,13 +547,3 @@ def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
 
 def _without_channel(mask: Tensor | None) -> Tensor | None:
     return mask.squeeze(1) if mask is not None and mask.ndim == 5 else mask
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -205,7 +205,8 @@ class PatchEmbedding(nn.Module):
     ) -> tuple[Tensor, Grid]:
         """Tokens (B, N, C) of a volume (B, in_channels, D, H, W), and their grid (Z, Y, X).
 
-        A cut-out that tells its place has the positions that its patches have in the whole scan.
+        A cut-out that tells its place has the positions that its patches have in the whole scan. Region ids (B, D, H, W)
+        say in which group a voxel's intensity is counted.
         """
         volume_BCDHW = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0)
         grid = patch_grid(volume_BCDHW.shape[-3:], self.patch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,8 @@ class PatchHistogram(nn.Module):
 
     Three quantities are counted: the intensity, its mean over a neighborhood (noise is gone, small vessels are not seen),
     and the difference of a small and a larger mean (edges, vessels, nodules, walls). A share enters by its square root
-    (Hellinger), so that few voxels of calcium in a patch speak. Nothing here is learned but one linear layer, and so
-    densities are known from the first step on, where convolutions need thousands of scans to find them.
+    (Hellinger), so that few voxels of calcium in a patch speak. Nothing here is learned but one linear layer: density is
+    known from the first step on.
 
     Without a mask every voxel is counted in the group of what belongs to no group.
 
@@ -92,17 +93,16 @@ class PatchHistogram(nn.Module):
             group = torch.full_like(first[:, 0], self.num_groups - 1, dtype=torch.int32)
         else:
             group = self.group_of_id[mask_BDHW.long()]
-        place = self._patch_of_voxel(group)
+        cell = self._patch_of_voxel(group) * self.num_groups + group
         counted = [
-            self._count(quantity[:, 0], table, group, place)
-            for quantity, table in (
-                (first, self.bin_of_step),
-                (wide, self.bin_of_step),
-                (near - wide, self.contrast_of_step),
+            self._count(quantity[:, 0], table, len(edges) + 1, cell)
+            for quantity, table, edges in (
+                (first, self.bin_of_step, EDGES),
+                (wide, self.bin_of_step, EDGES),
+                (near - wide, self.contrast_of_step, CONTRAST_EDGES),
             )
         ]
-        pz, py, px = self.patch_size
-        return torch.cat(counted, dim=-1) / (pz * py * px)
+        return torch.cat(counted, dim=-1) / math.prod(self.patch_size)
 
     def _patch_of_voxel(self, like_BDHW: Tensor) -> Tensor:
         """Number of each voxel's patch within its batch, int32 (B, D, H, W)."""
@@ -113,13 +113,15 @@ class PatchHistogram(nn.Module):
             number = number * (size // patch) + index.view([-1 if a == axis else 1 for a in range(3)])
         return number
 
-    def _count(self, value_BDHW: Tensor, table: Tensor, group: Tensor, place: Tensor) -> Tensor:
-        bins = int(table[-1]) + 1
+    def _count(self, value_BDHW: Tensor, table: Tensor, bins: int, cell_BDHW: Tensor) -> Tensor:
+        """How many voxels of each cell (a group in a patch) lie in each range: (B, N, groups * ranges)."""
         step = ((value_BDHW + 1) * _STEPS).round_().clamp_(0, 2 * _STEPS).int()
-        cell = (place * self.num_groups + group) * bins + table[step]
-        patches = int(place[-1, -1, -1, -1]) + 1
-        counts = torch.bincount(cell.flatten(), minlength=patches * self.num_groups * bins)
-        return counts.float().view(len(value_BDHW), -1, self.num_groups * bins)
+        place = (cell_BDHW * bins + table[step]).flatten().long()
+        patches = value_BDHW.numel() // math.prod(self.patch_size)
+        # Not bincount: its size is not known before it runs, which the plan of a run's memory needs.
+        counts = value_BDHW.new_zeros(patches * self.num_groups * bins)
+        counts.scatter_add_(0, place, counts.new_ones(1).expand(place.shape))
+        return counts.view(len(value_BDHW), -1, self.num_groups * bins)
 
 
 def _mean(volume_BCDHW: Tensor, size: tuple[int, int, int]) -> Tensor:

@@ -9,8 +9,7 @@ M width of the language model, P prompt tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from vlm3d.config import ReportConfig
 from vlm3d.errors import ConfigError
+from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.language_model import LanguageModel, load_language_model, meta_language_model
 from vlm3d.model.llm_architectures import hidden_size
 from vlm3d.model.location import LesionLocationInjector
@@ -296,7 +296,7 @@ class ReportGenerator(nn.Module):
         Arguments are those of `generate`. Each report carries its token ids, ready for `forward`, and their
         log-probabilities. At temperature 0 the reports of a scan are all the same.
         """
-        with _evaluating(self):
+        with evaluating(self):
             prompts = self.prompts(
                 global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
             )
@@ -332,7 +332,7 @@ class ReportGenerator(nn.Module):
             top_p=self.config.top_p if top_p is None else top_p,
             seed=seed,
         )
-        with _evaluating(self):
+        with evaluating(self):
             return ReportDecoder(self._llm(), settings, on_text).write_all(prompts, num_samples)
 
     def tokenize_reports(
@@ -490,15 +490,3 @@ def _lora_settings(config: ReportConfig) -> dict[str, Any]:
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
     }
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

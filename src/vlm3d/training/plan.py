@@ -195,9 +195,10 @@ def plan_training(
     plans = []
     for name in chosen_phases(phases):
         phase = phase_config(config, name)
+        shown_DHW = _shown(phase, shape_DHW, patch)
         trainable = sum(p.numel() for part in set(phase.parts) for p in model.part_parameters(part))
         memory = _state_lines(config, phase, model, trainable, device, world_size if sharded else 1)
-        step = _step_lines(config, phase, model, shape_DHW, report_tokens)
+        step = _step_lines(config, phase, model, shown_DHW, report_tokens)
         memory += step
         context = _CONTEXT_BYTES if device == "cuda" else 0
         memory.append(
@@ -209,9 +210,22 @@ def plan_training(
         )
         scans = phase.steps * phase.batch_size * phase.accumulate * world_size
         lines = tuple(line for line in memory if line.bytes)
-        plans.append(PhasePlan(name, phase, shape_DHW, trainable, lines, scans, measured.get(name)))
+        plans.append(PhasePlan(name, phase, shown_DHW, trainable, lines, scans, measured.get(name)))
     parts = tuple(model.count_parameters())
     return TrainingPlan(config.name, world_size, device_memory_gib, sharded, parts, tuple(plans))
+
+
+def _shown(
+    phase: PhaseConfig, shape_DHW: tuple[int, int, int], patch_size: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Voxels of a scan that a phase shows the model: the whole, or a box of whole patches."""
+    if phase.scan_crop is None:
+        return shape_DHW
+    depth, height, width = (
+        max(1, min(crop, size) // side) * side
+        for crop, size, side in zip(phase.scan_crop, shape_DHW, patch_size, strict=True)
+    )
+    return depth, height, width
 
 
 def _state_lines(
@@ -289,7 +303,7 @@ def _phase_lines(plan: PhasePlan, whole: TrainingPlan) -> list[str]:
     box = phase.localization_crop
     where = f", masks in {' x '.join(str(voxels) for voxels in box)}" if box else ""
     lines = [
-        f"Phase {plan.name}: {phase.steps:,} steps, {plan.scans:,} scans "
+        f"Phase {plan.name}: {phase.steps:,} steps, {plan.scans:,} {'scans' if phase.scan_crop is None else 'boxes'} "
         f"({phase.batch_size} a device x {phase.accumulate} accumulated x {whole.world_size} devices)",
         f"  {', '.join(phase.tasks)} on {size} voxels{where}",
         f"  trains {', '.join(phase.parts)}: {plan.trainable:,} parameters",
