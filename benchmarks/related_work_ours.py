@@ -67,10 +67,11 @@ class Ours(Row):
 
     def predict(self, intensity_11DHW: Tensor, regions_1DHW: Tensor | None) -> Found:
         """What the row's heads say of one scan; only they run."""
-        features = self.model.encode(intensity_11DHW, regions_1DHW if self.anatomy else None)
+        regions_1DHW = regions_1DHW if self.anatomy else None
+        features = self.model.encode(intensity_11DHW, regions_1DHW)
         probability_K = masks_LDHW = None
         if "classification" in self.tasks:
             probability_K = self.model.classify(features)["probabilities"][0]
         if "localization" in self.tasks:
-            masks_LDHW = self.model.localize(intensity_11DHW, features)["mask_logits"][0].sigmoid()
+            masks_LDHW = self.model.localize(intensity_11DHW, regions_1DHW, features)["mask_logits"][0].sigmoid()
         return Found(probability_K, masks_LDHW)

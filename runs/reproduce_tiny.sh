@@ -22,7 +22,7 @@ $VLM3D prepare "phantom:200000-200200:$COMMON,split=test" --config tiny --anatom
 $VLM3D prepare "phantom:300000-300200:$COMMON,split=test,protocol=shifted,spacing=4x1.2x1.2" \
     --config tiny --anatomy given --out "$WORK/shifted"
 $VLM3D tune "$WORK/run/final" --data "$WORK/store"
-for cohort in test shifted; do
-    $VLM3D evaluate --checkpoint "$WORK/run/final" --data "$WORK/$cohort" --report --out "$WORK/evaluation_$cohort" --page --overwrite
-done
+EVALUATE="$VLM3D evaluate --checkpoint $WORK/run/final --page --overwrite"
+$EVALUATE --data "$WORK/test" --out "$WORK/evaluation_test" --report
+$EVALUATE --data "$WORK/shifted" --out "$WORK/evaluation_shifted"
 echo "== $(date -u +%FT%TZ) done: $WORK/run/final, $WORK/evaluation_test, $WORK/evaluation_shifted"

@@ -47,17 +47,29 @@ def test_focal_and_class_weights() -> None:
     assert torch.allclose(found, expected)
 
 
-def test_dice_bce_counts_known_pairs_only() -> None:
-    logits, target = torch.randn(2, 2, 2, 3, 3), torch.randint(0, 2, (2, 2, 2, 3, 3))
-    known = torch.tensor([[True, False], [False, True]])
-    terms = []
-    for i, j in ((0, 0), (1, 1)):
-        p, t = logits[i, j].sigmoid(), target[i, j].float()
-        dice = (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
-        terms.append(1 - dice + F.binary_cross_entropy(p, t))
-    assert torch.allclose(dice_bce_loss(logits, target, known), torch.stack(terms).mean(), atol=1e-6)
+def test_dice_bce_counts_known_pairs_only_and_takes_dice_over_the_batch() -> None:
+    logits, target = torch.randn(2, 3, 2, 3, 3), torch.randint(0, 2, (2, 3, 2, 3, 3))
+    target[:, 2] = 0  # no case has the third lesion: only its cross-entropy counts
+    known = torch.tensor([[True, True, True], [False, True, True]])
+    p, t = logits.sigmoid(), target.float()
+    bce = [F.binary_cross_entropy(p[i, j], t[i, j]) for i in range(2) for j in range(3) if known[i, j]]
+    dice = []
+    for cases, lesion in (((0,), 0), ((0, 1), 1)):
+        overlap = sum((p[i, lesion] * t[i, lesion]).sum() for i in cases)
+        total = sum((p[i, lesion] + t[i, lesion]).sum() for i in cases)
+        dice.append((2 * overlap + 1) / (total + 1))
+    expected = torch.stack(bce).mean() - torch.stack(dice).log().mean()
+    assert torch.allclose(dice_bce_loss(logits, target, known), expected, atol=1e-6)
     perfect = torch.where(target.bool(), 50.0, -50.0)
-    assert dice_bce_loss(perfect, target, torch.ones(2, 2, dtype=torch.bool)).item() < 1e-5
+    assert dice_bce_loss(perfect, target, torch.ones(2, 3, dtype=torch.bool)).item() < 1e-5
+
+
+def test_a_lesion_that_no_case_has_does_not_pull_its_mask_to_silence_through_dice() -> None:
+    logits = torch.zeros(1, 2, 2, 4, 4, requires_grad=True)
+    target = torch.zeros(1, 2, 2, 4, 4)
+    target[0, 0, 0] = 1
+    dice_bce_loss(logits, target, torch.ones(1, 2, dtype=torch.bool)).backward()
+    assert torch.allclose(logits.grad[0, 1], torch.full((2, 4, 4), 0.5 / logits.numel()))
 
 
 def test_alignment_rewards_the_right_prompt() -> None:

@@ -78,6 +78,11 @@ class VisionConfig(Section):
         (),
         description="Groups of region ids in which each patch's intensities are counted; empty counts none.",
     )
+    peak_shells: tuple[tuple[int, int, int], ...] = Field(
+        (),
+        description="Distances (D, H, W) in voxels at which each voxel is compared with those around it, to tell spots, "
+        "holes and ridges of that size; needs region_groups.",
+    )
     stem_channels: tuple[int, ...] | None = Field(
         None,
         description="Widths of a convolutional stem before the last step; None is one linear projection.",
@@ -108,6 +113,10 @@ class VisionConfig(Section):
         )
         if foreign:
             raise ValueError(f"region_groups hold ids 1..{self.num_regions}, got {sorted(foreign)}")
+        if self.peak_shells and not self.region_groups:
+            raise ValueError("peak_shells need region_groups, in which their peaks are told apart")
+        if any(min(shell) < 1 for shell in self.peak_shells):
+            raise ValueError(f"peak_shells are at least 1 voxel along each axis, got {self.peak_shells}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
@@ -142,6 +151,11 @@ class LocalizerConfig(Section):
         448, ge=4, description="U-Net width on the patch grid, where denoised features enter."
     )
     text_dim: int = Field(128, ge=4, description="Width of the text features that gate the U-Net.")
+    region_channels: int = Field(
+        4,
+        ge=0,
+        description="Channels that tell the U-Net each voxel's region beside its intensity; 0 tells none.",
+    )
 
 
 class ReportConfig(Section):

@@ -44,23 +44,30 @@ def classification_loss(
 def dice_bce_loss(
     logits_BLDHW: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, smooth: float = 1.0
 ) -> Tensor:
-    """Soft Dice plus binary cross-entropy, averaged over the known (case, lesion) pairs.
+    """Minus the logarithm of each lesion's soft Dice over the whole batch, plus binary cross-entropy; known pairs only.
 
-    ``Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s)``; the smooth term gives an empty truth a gradient towards nothing.
+    ``Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s)`` with the sums over all cases of the batch, as nnU-Net's batch Dice
+    (Isensee 2021); its logarithm as in Wong 2018. Where a small lesion is not drawn yet, ``1 - Dice`` is flat and only the
+    large ones would learn; the logarithm's slope there is that of the mean over the lesion's voxels, whatever its size.
+    A lesion that no case of the batch has is taught by the cross-entropy alone: its Dice would reward silence past all
+    else, and most scans lack most lesions.
 
     Args:
         logits_BLDHW: Mask logits.
-        target_BLDHW: 0 or 1; ignored where ``known_BL`` is False.
+        target_BLDHW: Shares of 0 to 1; ignored where ``known_BL`` is False.
         known_BL: Whether the case's mask of that lesion is known.
         smooth: s above, in voxels.
     """
     target = target_BLDHW.to(logits_BLDHW.dtype)
     bce_BL = F.binary_cross_entropy_with_logits(logits_BLDHW, target, reduction="none").flatten(2).mean(-1)
+    bce = (bce_BL * known_BL).sum() / known_BL.sum().clamp(min=1)
     probability = logits_BLDHW.sigmoid()
-    overlap_BL = (probability * target).flatten(2).sum(-1)
-    total_BL = probability.flatten(2).sum(-1) + target.flatten(2).sum(-1)
-    dice_BL = (2 * overlap_BL + smooth) / (total_BL + smooth)
-    return ((1 - dice_BL + bce_BL) * known_BL).sum() / known_BL.sum().clamp(min=1)
+    overlap_L = ((probability * target).flatten(2).sum(-1) * known_BL).sum(0)
+    truth_L = (target.flatten(2).sum(-1) * known_BL).sum(0)
+    total_L = (probability.flatten(2).sum(-1) * known_BL).sum(0) + truth_L
+    dice_L = (2 * overlap_L + smooth) / (total_L + smooth)
+    present_L = truth_L > 0
+    return bce - (dice_L.log() * present_L).sum() / present_L.sum().clamp(min=1)
 
 
 def text_alignment_loss(

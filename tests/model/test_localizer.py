@@ -47,6 +47,28 @@ def test_masks_depend_on_image_patches_and_text() -> None:
     assert not torch.allclose(base[:, 2], changed[:, 2], atol=1e-4)
 
 
+def test_masks_depend_on_each_voxels_region_and_no_anatomy_is_background() -> None:
+    module = build().eval()
+    volume, patches = torch.randn(1, 1, 7, 30, 32), torch.randn(1, 8, 32)  # one voxel short of whole patches
+    regions = torch.zeros(1, 7, 30, 32, dtype=torch.uint8)
+    blind = module(volume, patches, (2, 2, 2)).mask_logits_BLDHW
+    assert torch.equal(module(volume, patches, (2, 2, 2), regions).mask_logits_BLDHW, blind)
+    regions[:, 3, 10, 10] = 7
+    change = (module(volume, patches, (2, 2, 2), regions).mask_logits_BLDHW - blind).abs().amax(dim=1)[0]
+    assert change[3, 10, 10] > 5 * change[:, 25:, 25:].mean() > 0
+
+
+def test_a_localizer_can_leave_the_regions_out() -> None:
+    config = CONFIG.model_copy(update={"region_channels": 0})
+    module = LesionLocalizationModule(config, 32, 24).eval()
+    volume, patches = torch.randn(1, 1, 4, 16, 16), torch.randn(1, 1, 32)
+    regions = torch.full((1, 4, 16, 16), 3, dtype=torch.uint8)
+    assert torch.equal(
+        module(volume, patches, (1, 1, 1), regions).mask_logits_BLDHW,
+        module(volume, patches, (1, 1, 1)).mask_logits_BLDHW,
+    )
+
+
 def test_a_single_voxel_can_be_told_apart() -> None:
     """A nodule smaller than a patch changes the mask where it lies more than far away."""
     module = build().eval()

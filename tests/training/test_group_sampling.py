@@ -22,7 +22,7 @@ def report_context(model: VLM3DMultiTask, seed: int = 0) -> ReportContext:
     with torch.no_grad():
         features = model.encode(volume)
         found = model.classify(features)["probabilities"]
-        masks = model.localize(volume, features)["mask_logits"].sigmoid()
+        masks = model.localize(volume, None, features)["mask_logits"].sigmoid()
     evidence = LesionEvidence(found, masks, None, (4.0, 2.0, 2.0), features.grid)
     return ReportContext.of(model.report_generator, features, evidence)
 

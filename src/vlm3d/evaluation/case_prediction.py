@@ -140,7 +140,7 @@ def run_heads(
         predicted = CaseFindings(case.case_id, case.patient_id, scores_K)
         if not with_masks and not with_report:
             return CasePrediction(predicted, true)
-        masks_BLDHW = model.localize(intensity, features)["mask_logits"].sigmoid()
+        masks_BLDHW = model.localize(intensity, regions, features)["mask_logits"].sigmoid()
         if with_masks:
             masks = _masks(model, masks_BLDHW[0], affine, run.mask_threshold)
             predicted = replace(predicted, load_masks=lambda: masks)

@@ -193,7 +193,7 @@ class Pipeline:
             probabilities_K = self.model.classify(features)["probabilities"][0].float().cpu().numpy()
         with watch.stage("localize"):
             mask_probability_BLDHW = (
-                self.model.localize(intensity, features)["mask_logits"].float().sigmoid_()
+                self.model.localize(intensity, region_mask, features)["mask_logits"].float().sigmoid_()
             )
         with watch.stage("measure"):
             lesions, masks, pieces = self._lesions(

@@ -122,6 +122,8 @@ class TextGuidedAttentionUNet(nn.Module):
         bottleneck_channels: Width on the patch grid.
         supervised_scales: Scales with a mask head, the full resolution included.
         bands: As in `vlm3d.config.VisionConfig`.
+        region_channels: Channels of a learned embedding of each voxel's region; 0 leaves the regions out.
+        num_regions: Regions without background.
     """
 
     def __init__(
@@ -134,13 +136,16 @@ class TextGuidedAttentionUNet(nn.Module):
         bottleneck_channels: int,
         supervised_scales: int = 3,
         bands: Sequence[tuple[float, float]] = (),
+        region_channels: int = 0,
+        num_regions: int = 20,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.bands = tuple(bands)
         strides = scale_strides(patch_size)
         widths = scale_channels(base_channels, bottleneck_channels, len(strides) + 1)
-        self.stem = ConvNormAct(in_channels * (1 + len(self.bands)), widths[0])
+        self.region_embedding = nn.Embedding(num_regions + 1, region_channels) if region_channels else None
+        self.stem = ConvNormAct(in_channels * (1 + len(self.bands)) + region_channels, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(
                 ConvNormAct(widths[i], widths[i + 1], stride), ConvNormAct(widths[i + 1], widths[i + 1])
@@ -162,6 +167,7 @@ class TextGuidedAttentionUNet(nn.Module):
         denoised_BNC: Tensor,
         grid: Grid,
         text_LT: Tensor,
+        regions_BDHW: Tensor | None = None,
         *,
         all_scales: bool = True,
     ) -> MaskLogits:
@@ -172,10 +178,13 @@ class TextGuidedAttentionUNet(nn.Module):
             denoised_BNC: Denoised patch features on ``grid``.
             grid: (Z, Y, X) of the patches.
             text_LT: Prompt features.
+            regions_BDHW: Region ids; without them every voxel is background.
             all_scales: Also return the coarser scales' logits.
         """
         shape = volume_BCDHW.shape[-3:]
         x = spread_bands(pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0), self.bands)
+        if self.region_embedding is not None:
+            x = torch.cat([x, self._regions(self.region_embedding, regions_BDHW, x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.stem(x)
         skips = [x]
@@ -191,3 +200,10 @@ class TextGuidedAttentionUNet(nn.Module):
                 coarser.insert(0, self.heads[scale](x, text_LT))
         full = self.heads[0](x, text_LT)
         return MaskLogits(full[..., : shape[0], : shape[1], : shape[2]], coarser)
+
+    def _regions(self, embedding: nn.Embedding, regions_BDHW: Tensor | None, like: Tensor) -> Tensor:
+        """Each voxel's region (B, E, D, H, W) on the padded grid of ``like``; padding is background."""
+        if regions_BDHW is None:
+            return embedding.weight[0].view(1, -1, 1, 1, 1).expand(len(like), -1, *like.shape[2:])
+        ids = pad_to_patches(regions_BDHW, self.patch_size, value=0).int()
+        return embedding(ids).movedim(-1, 1).to(like.dtype)

@@ -73,6 +73,7 @@ class LesionLocalizationModule(nn.Module):
         patch_size: Voxels a patch.
         prompts: One sentence a lesion; the shipped ones by default.
         bands: As in `vlm3d.config.VisionConfig`.
+        num_regions: Regions of the anatomy, without background.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class LesionLocalizationModule(nn.Module):
         patch_size: Grid = (4, 16, 16),
         prompts: Sequence[str] | None = None,
         bands: Sequence[tuple[float, float]] = (),
+        num_regions: int = 20,
     ) -> None:
         super().__init__()
         self.config = config
@@ -107,10 +109,18 @@ class LesionLocalizationModule(nn.Module):
             config.base_channels,
             config.bottleneck_channels,
             bands=bands,
+            region_channels=config.region_channels,
+            num_regions=num_regions,
         )
 
     def forward(
-        self, volume_BCDHW: Tensor, patch_BNC: Tensor, grid: Grid, *, all_scales: bool | None = None
+        self,
+        volume_BCDHW: Tensor,
+        patch_BNC: Tensor,
+        grid: Grid,
+        regions_BDHW: Tensor | None = None,
+        *,
+        all_scales: bool | None = None,
     ) -> LocalizationOutput:
         """Draw lesions.
 
@@ -118,12 +128,13 @@ class LesionLocalizationModule(nn.Module):
             volume_BCDHW: Intensities in -1..1.
             patch_BNC: The encoder's patch features.
             grid: Their grid (Z, Y, X).
+            regions_BDHW: Region ids, or None for a scan without its anatomy.
             all_scales: Also return what only the losses need; by default in training mode.
         """
         all_scales = self.training if all_scales is None else all_scales
         text_LT = self.text_embedder()
         denoised_BNC = self.denoiser(patch_BNC, text_LT)
-        masks = self.unet(volume_BCDHW, denoised_BNC, grid, text_LT, all_scales=all_scales)
+        masks = self.unet(volume_BCDHW, denoised_BNC, grid, text_LT, regions_BDHW, all_scales=all_scales)
         similarity = self._similarity(denoised_BNC, text_LT, grid) if all_scales else None
         return LocalizationOutput(masks.full_BLDHW, masks.coarser, similarity)
 

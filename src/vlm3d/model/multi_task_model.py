@@ -106,6 +106,7 @@ class VLM3DMultiTask(nn.Module):
                 sizes.vision.in_channels,
                 sizes.vision.patch_size,
                 bands=sizes.vision.bands,
+                num_regions=sizes.vision.num_regions,
             )
         self.report_generator = ReportGenerator.from_config(
             sizes.report,
@@ -156,6 +157,7 @@ class VLM3DMultiTask(nn.Module):
     def localize(
         self,
         ct_volume: Tensor,
+        segmentation_mask: Tensor | None,
         features: VisionFeatures,
         *,
         boxes: Sequence[PatchBox] | None = None,
@@ -165,10 +167,13 @@ class VLM3DMultiTask(nn.Module):
 
         With ``boxes`` the masks are drawn only there, from features of the whole scan; then D, H, W are a box's.
         """
+        regions = _without_channel(segmentation_mask)
         if boxes is not None:
-            ct_volume = cut_boxes(ct_volume, boxes, self.config.model.vision.patch_size)
+            patch_size = self.config.model.vision.patch_size
+            ct_volume = cut_boxes(ct_volume, boxes, patch_size)
+            regions = None if regions is None else cut_boxes(regions[:, None], boxes, patch_size)[:, 0]
             features = features.within(boxes)
-        found = self.localizer(ct_volume, features.patch_BNC, features.grid, all_scales=all_scales)
+        found = self.localizer(ct_volume, features.patch_BNC, features.grid, regions, all_scales=all_scales)
         return {
             "mask_logits": found.mask_logits_BLDHW,
             "coarser_logits": found.coarser_logits,
@@ -219,7 +224,9 @@ class VLM3DMultiTask(nn.Module):
         if "classification" in tasks:
             outputs["classification"] = self.classify(features)
         if "localization" in tasks:
-            outputs["localization"] = self.localize(ct_volume, features, boxes=localization_boxes)
+            outputs["localization"] = self.localize(
+                ct_volume, segmentation_mask, features, boxes=localization_boxes
+            )
         if "generation" in tasks and report_tokens is not None:
             self.report_generator.load_llm()
             evidence = None
@@ -277,7 +284,7 @@ class VLM3DMultiTask(nn.Module):
             features = self.encode(ct_volume, segmentation_mask)
             probabilities_BK = self.classify(features)["probabilities"]
             positive_BK = probabilities_BK >= classification_threshold
-            masks_BLDHW = self.localize(ct_volume, features)["mask_logits"].sigmoid()
+            masks_BLDHW = self.localize(ct_volume, segmentation_mask, features)["mask_logits"].sigmoid()
             written = []
             if generate_report:
                 self.report_generator.load_llm()
@@ -328,7 +335,9 @@ class VLM3DMultiTask(nn.Module):
         """True findings where they are known, the heads' own where not; no gradient flows through words."""
         with torch.no_grad():
             findings_BK = self._known_or_found(disease_labels, features, outputs)
-            masks_BLDHW = self._drawn_or_true(lesion_masks_gt or {}, ct_volume, features, outputs)
+            masks_BLDHW = self._drawn_or_true(
+                lesion_masks_gt or {}, ct_volume, segmentation_mask, features, outputs
+            )
         return LesionEvidence(
             findings_BK,
             masks_BLDHW,
@@ -352,6 +361,7 @@ class VLM3DMultiTask(nn.Module):
         self,
         true_masks: Mapping[str, Tensor],
         ct_volume: Tensor,
+        segmentation_mask: Tensor | None,
         features: VisionFeatures,
         outputs: Mapping[str, Any],
     ) -> Tensor:
@@ -360,7 +370,8 @@ class VLM3DMultiTask(nn.Module):
         known_B = {key: (true_masks[key].flatten(1).amin(1) >= 0) for key in keys if key in true_masks}
         if len(known_B) == len(keys) and all(bool(known.all()) for known in known_B.values()):
             return torch.stack([true_masks[key].to(ct_volume.dtype) for key in keys], dim=1)
-        drawn = (outputs.get("localization") or self.localize(ct_volume, features))["mask_logits"]
+        found = outputs.get("localization") or self.localize(ct_volume, segmentation_mask, features)
+        drawn = found["mask_logits"]
         masks = dict(zip(keys, drawn.detach().sigmoid().unbind(1), strict=True))
         for key, known in known_B.items():
             true = true_masks[key].to(masks[key].dtype)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.model.patch_histogram import PatchHistogram
+from vlm3d.model.patch_peaks import Shell
 
 Grid = tuple[int, int, int]
 PatchBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -170,11 +171,14 @@ class PatchEmbedding(nn.Module):
         stem_channels: Sequence[int] | None = None,
         bands: Sequence[tuple[float, float]] = (),
         region_groups: Sequence[Sequence[int]] = (),
+        peak_shells: Sequence[Shell] = (),
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.bands = tuple(bands)
-        self.histogram = PatchHistogram(embed_dim, patch_size, region_groups) if region_groups else None
+        self.histogram = (
+            PatchHistogram(embed_dim, patch_size, region_groups, peak_shells) if region_groups else None
+        )
         in_channels *= 1 + len(self.bands)
         voxels = patch_size[0] * patch_size[1] * patch_size[2]
         self.stem = (

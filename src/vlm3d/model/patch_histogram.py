@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm3d.model.patch_peaks import SHAPES, Shell, patch_peaks, standing_out
+
 EDGES = (
     -0.98,
     -0.95,
@@ -35,6 +37,7 @@ EDGES = (
 CONTRAST_EDGES = (-0.3, -0.15, -0.07, -0.03, -0.01, 0.01, 0.03, 0.07, 0.15, 0.3)
 """Borders of the ranges of local contrast, in 1000 HU."""
 
+_NEAR = (1, 3, 3)  # neighborhood whose mean takes the noise away and leaves small shapes
 _STEPS = 1000  # of the table that stands for a search among the borders: 2 HU each over -1..1
 
 
@@ -43,8 +46,9 @@ class PatchHistogram(nn.Module):
 
     Three quantities are counted: the intensity, its mean over a neighborhood (noise is gone, small vessels are not seen),
     and the difference of a small and a larger mean (edges, vessels, nodules, walls). A share enters by its square root
-    (Hellinger), so that few voxels of calcium in a patch speak. Nothing here is learned but one linear layer: density is
-    known from the first step on.
+    (Hellinger), so that few voxels of calcium in a patch speak. Beside the shares stand the peaks: how far that voxel
+    stands out which does so most, in each group and at each shell (`vlm3d.model.patch_peaks.standing_out`). Nothing here is
+    learned but one linear layer: density and small shapes are known from the first step on.
 
     Without a mask every voxel is counted in the group of what belongs to no group.
 
@@ -52,12 +56,18 @@ class PatchHistogram(nn.Module):
         embed_dim: Width of a token.
         patch_size: Voxels a patch.
         region_groups: Region ids, a histogram a group; all other ids share one more.
+        peak_shells: Distances at which voxels are compared with what lies around them.
     """
 
     def __init__(
-        self, embed_dim: int, patch_size: Sequence[int], region_groups: Sequence[Sequence[int]]
+        self,
+        embed_dim: int,
+        patch_size: Sequence[int],
+        region_groups: Sequence[Sequence[int]],
+        peak_shells: Sequence[Shell] = (),
     ) -> None:
         super().__init__()
+        self.peak_shells = tuple(peak_shells)
         self.patch_size = tuple(patch_size)
         self.num_groups = len(region_groups) + 1
         group_of_id = torch.full((256,), len(region_groups), dtype=torch.int32)
@@ -71,7 +81,8 @@ class PatchHistogram(nn.Module):
         for name, edges in (("bin_of_step", EDGES), ("contrast_of_step", CONTRAST_EDGES)):
             self.register_buffer(name, torch.bucketize(centers, torch.tensor(edges)).int(), persistent=False)
         bins = 2 * (len(EDGES) + 1) + len(CONTRAST_EDGES) + 1
-        self.projection = nn.Linear(self.num_groups * bins, embed_dim)
+        features = bins + len(SHAPES) * len(self.peak_shells)
+        self.projection = nn.Linear(self.num_groups * features, embed_dim)
 
     def reset_parameters(self) -> None:
         """Weights large enough that few voxels are heard beside the position."""
@@ -81,18 +92,18 @@ class PatchHistogram(nn.Module):
     def forward(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
         """Parts of tokens (B, N, C) from whole patches of a volume (B, 1, D, H, W) and its region ids (B, D, H, W)."""
         with torch.no_grad():
-            share_BNS = self.shares(volume_BCDHW.float(), mask_BDHW)
-        return self.projection(share_BNS.sqrt().to(self.projection.weight.dtype))
+            volume_BCDHW = volume_BCDHW.float()
+            features_BNF = self.shares(volume_BCDHW, mask_BDHW).sqrt()
+            if self.peak_shells:
+                features_BNF = torch.cat([features_BNF, self.peaks(volume_BCDHW, mask_BDHW)], dim=-1)
+        return self.projection(features_BNF.to(self.projection.weight.dtype))
 
     def shares(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
         """Shares of each patch's voxels (B, N, quantities * groups * ranges); those of each quantity sum to 1."""
         first = volume_BCDHW[:, :1]
-        near = _mean(first, (1, 3, 3))
+        near = _mean(first, _NEAR)
         wide = _mean(near, (3, 5, 5))
-        if mask_BDHW is None:
-            group = torch.full_like(first[:, 0], self.num_groups - 1, dtype=torch.int32)
-        else:
-            group = self.group_of_id[mask_BDHW.long()]
+        group = self._group_of_voxel(first[:, 0], mask_BDHW)
         cell = self._patch_of_voxel(group) * self.num_groups + group
         counted = [
             self._count(quantity[:, 0], table, len(edges) + 1, cell)
@@ -103,6 +114,24 @@ class PatchHistogram(nn.Module):
             )
         ]
         return torch.cat(counted, dim=-1) / math.prod(self.patch_size)
+
+    def peaks(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
+        """A patch's strongest spot, hole and ridge at each shell in each group (B, N, shells * shapes * groups)."""
+        near_BDHW = _mean(volume_BCDHW[:, :1], _NEAR)[:, 0]
+        group_BDHW = self._group_of_voxel(near_BDHW, mask_BDHW)
+        cells = near_BDHW[0].numel() // math.prod(self.patch_size) * self.num_groups
+        cell_BDHW = (self._patch_of_voxel(group_BDHW) * self.num_groups + group_BDHW) % cells
+        found = []
+        for shell in self.peak_shells:
+            peaks_BSM = patch_peaks(standing_out(near_BDHW, shell), cell_BDHW, cells)
+            found.append(peaks_BSM.unflatten(2, (-1, self.num_groups)).transpose(1, 2).flatten(2))
+        return torch.cat(found, dim=-1)
+
+    def _group_of_voxel(self, like_BDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
+        """Number of each voxel's group, int32 (B, D, H, W); that of all other ids where there is no mask."""
+        if mask_BDHW is None:
+            return torch.full_like(like_BDHW, self.num_groups - 1, dtype=torch.int32)
+        return self.group_of_id[mask_BDHW.long()]
 
     def _patch_of_voxel(self, like_BDHW: Tensor) -> Tensor:
         """Number of each voxel's patch within its batch, int32 (B, D, H, W)."""

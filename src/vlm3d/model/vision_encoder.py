@@ -61,6 +61,7 @@ class ThreeDVisionEncoder(nn.Module):
             config.stem_channels,
             config.bands,
             config.region_groups,
+            config.peak_shells,
         )
         self.anatomy = AnatomicalStructureEncoder(config.num_regions, config.embed_dim, config.patch_size)
         self.global_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))

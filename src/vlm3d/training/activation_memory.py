@@ -53,11 +53,11 @@ def own_parts_bytes(
         if "classification" in phase.tasks:
             outputs.append(model.classify(features)["logits"])
         if "localization" in phase.tasks:
-            found = model.localize(volume, features, boxes=_box(config, phase, shape_DHW))
+            found = model.localize(volume, regions, features, boxes=_box(config, phase, shape_DHW))
             outputs += [found["mask_logits"], *found["coarser_logits"]]
         if "generation" in phase.tasks:
             with torch.no_grad():  # scans without true masks have them drawn, for the words of the request
-                model.localize(volume, features)
+                model.localize(volume, regions, features)
             outputs.append(
                 model.report_generator.projector(
                     features.global_BC, features.region_BRC, features.patch_BNC, features.region_present_BR

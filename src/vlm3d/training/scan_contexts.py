@@ -29,7 +29,9 @@ def scan_contexts(
     predicted = predicted or [True] * len(batch.case_ids)
     features = model.encode(batch.intensity_B1DHW, batch.regions_BDHW)
     found_BK = model.classify(features)["probabilities"].float()
-    drawn_BLDHW = model.localize(batch.intensity_B1DHW, features)["mask_logits"].float().sigmoid()
+    drawn_BLDHW = (
+        model.localize(batch.intensity_B1DHW, batch.regions_BDHW, features)["mask_logits"].float().sigmoid()
+    )
     spacing_mm = model.config.preprocessing.spacing_mm
     contexts = []
     for index, builds_on_heads in enumerate(predicted):
