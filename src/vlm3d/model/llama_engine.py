@@ -20,11 +20,11 @@ from vlm3d.model.decoding_engine import Layout, Step
 from vlm3d.model.language_model import LanguageModel
 from vlm3d.model.llama_weights import LlamaWeights, llama_weights
 
-_FEW_ROWS = range(2, 5)
-"""So many rows go faster through a wide projection as its columns (benchmarks/report.py, cost of samples)."""
+_FEW_ROWS = 16
+"""Up to so many rows go faster through a projection as its columns, where weights are float32 (benchmarks/report.py)."""
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Layer number, queries (N, H, G, D), keys (N, H, D), values (N, H, D) -> attended (N, H * G * D)."""
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""Layer number, queries (N, H, G, D), keys and after them values (N, 2H, D) -> attended (N, H * G * D)."""
 
 
 class LlamaEngine:
@@ -37,10 +37,11 @@ class LlamaEngine:
     def __init__(self, llm: LanguageModel) -> None:
         self._llm = llm
         self._weights: LlamaWeights = llama_weights(llm)
+        self._epsilon = torch.tensor(self._weights.norm_epsilon, device=llm.device)
         self._scans: list[int] = []
         self._lengths: list[int] = []
         self._shared: list[list[tuple[Tensor, Tensor]]] = []
-        self._own: list[tuple[Tensor, Tensor]] = []
+        self._own: list[Tensor] = []
         self._cos_LD = self._sin_LD = torch.empty(0)
 
     @torch.inference_mode()
@@ -53,9 +54,8 @@ class LlamaEngine:
         self._scans = [scan for scan in range(len(prompts)) for _ in range(num_samples)]
         self._lengths = [lengths[scan] for scan in self._scans]
         heads, channels = self._weights.heads, self._weights.channels
-        shape = (2, len(self._weights.layers), heads, len(self._scans), room, channels)
-        stored = torch.zeros(shape, dtype=self._llm.dtype, device=self._llm.device)
-        self._own = list(zip(stored[0], stored[1], strict=True))
+        shape = (len(self._weights.layers), 2 * heads, len(self._scans), room, channels)
+        self._own = list(torch.zeros(shape, dtype=self._llm.dtype, device=self._llm.device))
         return torch.stack(logits)
 
     @torch.inference_mode()
@@ -66,7 +66,11 @@ class LlamaEngine:
             [step.keep for step in steps], [len(step.token_ids) for step in steps], self._llm.device
         )
         prompt_N = torch.tensor(self._lengths, device=self._llm.device)[own.row_N]
-        attend = self._attention_after_prompt(own)
+        newest = own.width == 1 and all(step.keep == own.length - 1 for step in steps)
+        of_one_scan = len(set(self._scans)) == 1
+        attend = (
+            self._attention_of_newest(own) if newest and of_one_scan else self._attention_after_prompt(own)
+        )
         x_NM = self._layers(self._llm.embed(tokens), prompt_N + own.position_N, attend)
         return self._logits(x_NM[own.last_R])
 
@@ -75,7 +79,7 @@ class LlamaEngine:
         kept = list(rows)
         self._scans = [self._scans[row] for row in kept]
         self._lengths = [self._lengths[row] for row in kept]
-        self._own = [(keys[:, kept], values[:, kept]) for keys, values in self._own] if kept else []
+        self._own = [keys_values[:, kept] for keys_values in self._own] if kept else []
 
     def _set_rotations(self, length: int) -> None:
         """Cosines and sines of all positions; the sine's first half bears the rotation's minus."""
@@ -90,8 +94,8 @@ class LlamaEngine:
         """Run a prompt, keep its keys and values for all rows after it; returns the logits (V,) that follow."""
         kept: list[tuple[Tensor, Tensor]] = []
 
-        def attend(_: int, q_PHGD: Tensor, k_PHD: Tensor, v_PHD: Tensor) -> Tensor:
-            k_HPD, v_HPD = k_PHD.transpose(0, 1).contiguous(), v_PHD.transpose(0, 1).contiguous()
+        def attend(_: int, q_PHGD: Tensor, kv_P2D: Tensor) -> Tensor:
+            k_HPD, v_HPD = kv_P2D.transpose(0, 1).contiguous().chunk(2)
             kept.append((k_HPD, v_HPD))
             out_1EPD = functional.scaled_dot_product_attention(
                 q_PHGD.flatten(1, 2).transpose(0, 1)[None],
@@ -110,22 +114,53 @@ class LlamaEngine:
         """All layers, without the last norm."""
         weights = self._weights
         heads, queries, channels = weights.heads, weights.queries, weights.channels
-        count, turned = len(x_NM), heads * (queries + 1) * channels
+        count, turned = len(x_NM), heads * (queries + 1)
         cos_N1D, sin_N1D = self._cos_LD[position_N][:, None], self._sin_LD[position_N][:, None]
         for index, layer in enumerate(weights.layers):
             projected = _project(self._norm(x_NM, layer.attention_norm_M), layer.query_key_value)
-            straight = projected[:, :turned].view(count, heads * (queries + 1), channels)
-            rotated = straight * cos_N1D + straight.roll(channels // 2, dims=-1) * sin_N1D
+            projected = projected.view(count, turned + heads, channels)
+            rotated = projected[:, :turned]
+            halves = rotated.roll(channels // 2, dims=-1)
+            rotated.mul_(cos_N1D).addcmul_(halves, sin_N1D)
             attended = attend(
                 index,
-                rotated[:, : heads * queries].unflatten(1, (heads, queries)),
-                rotated[:, heads * queries :],
-                projected[:, turned:].view(count, heads, channels),
+                rotated[:, : heads * queries].view(count, heads, queries, channels),
+                projected[:, heads * queries :],
             )
             x_NM = x_NM + _project(attended, layer.attention_output)
             gate, up = _project(self._norm(x_NM, layer.mlp_norm_M), layer.gate_up).chunk(2, dim=1)
             x_NM = x_NM + _project(functional.silu(gate) * up, layer.down)
         return x_NM
+
+    def _attention_of_newest(self, own: Layout) -> Attend:
+        """Attention where every row of one scan takes one token after as many: the usual step, in few operations."""
+        rows, heads, length = len(self._scans), self._weights.heads, own.length
+        queries, channels = self._weights.queries, self._weights.channels
+        scale, shared = 1 / math.sqrt(channels), self._shared[self._scans[0]]
+        prompt = shared[0][0].shape[1]
+        unused = shared[0][0].new_empty(1)
+
+        def attend(index: int, q_RHGD: Tensor, kv_R2D: Tensor) -> Tensor:
+            own_2RLD = self._own[index]
+            own_2RLD[:, :, length - 1] = kv_R2D.transpose(0, 1)
+            own_2RLD = own_2RLD[:, :, :length].flatten(0, 1)
+            own_keys, own_values = own_2RLD[: heads * rows], own_2RLD[heads * rows :]
+            keys_HPD, values_HPD = shared[index]
+            q_HRGD = q_RHGD.transpose(0, 1).reshape(heads, rows * queries, channels)
+            scores = torch.baddbmm(unused, q_HRGD, keys_HPD.transpose(1, 2), beta=0, alpha=scale)
+            own_scores = torch.baddbmm(
+                unused,
+                q_HRGD.view(heads * rows, queries, channels),
+                own_keys.transpose(1, 2),
+                beta=0,
+                alpha=scale,
+            )
+            p = torch.cat([scores.view(heads * rows, queries, prompt), own_scores], dim=-1).softmax(dim=-1)
+            out = torch.bmm(p[..., prompt:], own_values).view(heads, rows * queries, channels)
+            out = torch.baddbmm(out, p.view(heads, rows * queries, -1)[..., :prompt], values_HPD)
+            return out.view(heads, rows, queries * channels).transpose(0, 1).reshape(rows, -1)
+
+        return attend
 
     def _attention_after_prompt(self, own: Layout) -> Attend:
         """Attention of one step's tokens to their prompt and to their own row."""
@@ -139,10 +174,9 @@ class LlamaEngine:
         groups = [(scan, len(list(members))) for scan, members in groupby(self._scans)]
         longest = max(self._lengths)
 
-        def attend(index: int, q_NHGD: Tensor, k_NHD: Tensor, v_NHD: Tensor) -> Tensor:
-            keys, values = self._own[index]
-            keys[:, own.row_N, own.position_N] = k_NHD.transpose(0, 1)
-            values[:, own.row_N, own.position_N] = v_NHD.transpose(0, 1)
+        def attend(index: int, q_NHGD: Tensor, kv_N2D: Tensor) -> Tensor:
+            self._own[index][:, own.row_N, own.position_N] = kv_N2D.transpose(0, 1)
+            keys, values = self._own[index].chunk(2)
             q_RTHGD = q_NHGD[:, None] if one_each else own.pad(q_NHGD, rows)
             q_HRED = q_RTHGD.permute(2, 0, 1, 3, 4).reshape(heads, rows, width * queries, channels) * scale
             scores = q_HRED @ keys[:, :, :length].transpose(2, 3)
@@ -180,14 +214,25 @@ class LlamaEngine:
         return torch.arange(own.length, device=position_RT.device) > position_RT[..., None]
 
     def _norm(self, x_NM: Tensor, scale_M: Tensor) -> Tensor:
-        return functional.rms_norm(x_NM, scale_M.shape, scale_M, self._weights.norm_epsilon)
+        if x_NM.dtype != torch.float32:
+            return functional.rms_norm(x_NM, scale_M.shape, scale_M, self._weights.norm_epsilon)
+        # the same in fewer operations
+        norm_N1 = torch.linalg.vector_norm(x_NM, dim=1, keepdim=True)
+        mean_N1 = torch.addcmul(self._epsilon, norm_N1, norm_N1, value=1 / x_NM.shape[1])
+        return x_NM * mean_N1.rsqrt_() * scale_M
 
     def _logits(self, x_RM: Tensor) -> Tensor:
         return _project(self._norm(x_RM, self._weights.norm_M), self._weights.head).float()
 
 
 def _project(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """A projection without bias, (N, O); the order of the product is that which reads the weights fastest."""
-    if len(x_NI) in _FEW_ROWS and len(weight_OI) >= x_NI.shape[1] and x_NI.device.type == "cpu":
-        return (weight_OI @ x_NI.t()).t().contiguous()
-    return functional.linear(x_NI, weight_OI)
+    """A projection without bias, (N, O).
+
+    On a CPU a product with a few columns reads the weights as fast as memory gives them, one with a few rows does not, and
+    nor does one with a single column: so a single row goes twice.
+    """
+    rows = len(x_NI)
+    if rows > _FEW_ROWS or x_NI.device.type != "cpu" or x_NI.dtype != torch.float32:
+        return functional.linear(x_NI, weight_OI)
+    columns = x_NI.t() if rows > 1 else torch.cat([x_NI, x_NI]).t()
+    return (weight_OI @ columns).t()[:rows].contiguous()
