@@ -73,7 +73,6 @@ class Ours(Row):
         if "classification" in self.tasks:
             probability_K = self.model.classify(features)["probabilities"][0]
         if "localization" in self.tasks:
-            masks_LDHW = self.model.localize(intensity_11DHW, regions_1DHW, features)["mask_logits"][
-                0
-            ].sigmoid()
+            drawn = self.model.localize(intensity_11DHW, regions_1DHW, features)
+            masks_LDHW = drawn["mask_logits"][0].sigmoid()
         return Found(probability_K, masks_LDHW)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _ENDLESS = 10**9
 _TICKS = 1000  # the schedule's length: thousandths of the budget
 WARMUP_SHARE = 0.04
-"""Of the budget, in which the rate rises; `tiny`'s phase 1.0 warms up over 60 of 1,400 steps."""
+"""Of the budget, in which the rate rises; `tiny`'s phase 1.0 warms up over 60 of 1,300 steps."""
 _SECONDS_BETWEEN_LINES = 15.0
 
 
