@@ -424,3 +424,31 @@ def test_a_logit_is_the_documented_formula() -> None:
                 expected = classifier.log_temperature.exp() * cosine + classifier.bias[disease]
                 expected = expected + classifier.evidence_scale[disease] * (attention @ evidence)
                 torch.testing.assert_close(found["logits_BK"][scan, disease], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_boxs_regions_are_cut_where_its_voxels_are() -> None:
+    model = small_model().eval()
+    pz, py, px = model.config.model.vision.patch_size
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 1, 3 * pz, 3 * py, 3 * px, generator=generator) * 2 - 1
+    regions = torch.randint(0, 21, (2, 3 * pz, 3 * py, 3 * px), generator=generator, dtype=torch.uint8)
+    boxes = [((0, 2), (1, 3), (0, 2)), ((1, 3), (0, 2), (1, 3))]
+    with torch.no_grad():
+        features = model.encode(volume, regions)
+        drawn = model.localize(volume, regions, features, boxes=boxes)["mask_logits"]
+        for index, ((z0, z1), (y0, y1), (x0, x1)) in enumerate(boxes):
+            cut = (slice(z0 * pz, z1 * pz), slice(y0 * py, y1 * py), slice(x0 * px, x1 * px))
+            alone = model.localizer(
+                volume[index][(slice(None), *cut)][None],
+                features.within(boxes).patch_BNC[index : index + 1],
+                (2, 2, 2),
+                regions[index][cut][None],
+            )
+            assert torch.allclose(drawn[index], alone.mask_logits_BLDHW[0], atol=1e-4)
+            mirrored = model.localizer(
+                volume[index][(slice(None), *cut)][None],
+                features.within(boxes).patch_BNC[index : index + 1],
+                (2, 2, 2),
+                regions[index][cut].flip(-1)[None],
+            )
+            assert not torch.allclose(drawn[index], mirrored.mask_logits_BLDHW[0], atol=1e-3)
