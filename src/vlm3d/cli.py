@@ -14,6 +14,7 @@ import typer
 
 from vlm3d import __version__
 from vlm3d.errors import INTERRUPTED_EXIT_CODE, VLM3DError
+from vlm3d.labels import MIN_LESION_ML
 
 app = typer.Typer(
     name="vlm3d",
@@ -82,7 +83,9 @@ def predict(
         ),
     ] = None,
     mask_threshold: Annotated[float, typer.Option(help="Probability from which a voxel is lesion.")] = 0.5,
-    min_lesion_ml: Annotated[float, typer.Option(help="Smaller pieces are dropped from the masks.")] = 0.05,
+    min_lesion_ml: Annotated[
+        float, typer.Option(help="Smaller pieces are dropped from the masks.")
+    ] = MIN_LESION_ML,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write a report with the language model.")
     ] = True,

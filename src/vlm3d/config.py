@@ -81,7 +81,8 @@ class VisionConfig(Section):
     peak_shells: tuple[tuple[int, int, int], ...] = Field(
         (),
         description="Distances (D, H, W) in voxels at which each voxel is compared with those around it, to tell spots, "
-        "holes and ridges of that size; needs region_groups.",
+        "holes and ridges of that size: a patch tells its strongest, and spots and holes are channels besides; "
+        "needs region_groups.",
     )
     stem_channels: tuple[int, ...] | None = Field(
         None,

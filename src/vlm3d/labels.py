@@ -83,6 +83,9 @@ IMPLIED: dict[str, str] = {"Consolidation": "Lung opacity"}
 
 DISEASE_NAMES: tuple[str, ...] = tuple(disease.name for disease in DISEASES)
 
+MIN_LESION_ML = 0.05
+"""Smaller pieces of a drawn lesion are taken for noise: 4 voxels of 3 x 2 x 2 mm, a ball of 4.6 mm."""
+
 LESIONS: tuple[Lesion, ...] = (
     Lesion(
         "pericardial_effusion",

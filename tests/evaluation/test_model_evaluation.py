@@ -135,7 +135,9 @@ def load_small_0():  # type: ignore[no-untyped-def]
 
 def test_thresholds_are_tuned_on_another_split_of_other_patients(model: VLM3DMultiTask, store: Path) -> None:
     dataset = PreparedDataset(store, ("test",))
-    thresholds = tune_on_store(model, dataset, QUICK, name="split 'test'")
+    tuned = tune_on_store(model, dataset, QUICK, name="split 'test'")
+    thresholds = tuned.thresholds
+    assert tuned.fusion is None  # its localizer never learned
     assert thresholds.source == "highest F1 on split 'test' (3 cases)"
     valid = PreparedDataset(store, ("valid",))
     figures = evaluate_model(model, valid, QUICK, thresholds=thresholds).figures

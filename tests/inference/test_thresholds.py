@@ -20,7 +20,7 @@ from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import (
     THRESHOLDS_FILE,
     StoredThresholds,
-    classifier_fingerprint,
+    heads_fingerprint,
     read_thresholds,
     write_thresholds,
 )
@@ -41,7 +41,7 @@ def folder(model: VLM3DMultiTask, tmp_path: Path) -> Path:
 
 
 def stored(model: VLM3DMultiTask, **values: float) -> StoredThresholds:
-    return StoredThresholds(values, "made up", classifier_fingerprint(model.checkpoint_state_dict()))
+    return StoredThresholds(values, "made up", heads_fingerprint(model.checkpoint_state_dict()))
 
 
 def test_predict_takes_the_checkpoints_thresholds_unless_told_otherwise(

@@ -15,7 +15,7 @@ from vlm3d import cli
 from vlm3d.datasets.prepare import prepare
 from vlm3d.evaluation.official import write_classification, write_ground_truth, write_reports
 from vlm3d.labels import DISEASE_NAMES
-from vlm3d.model.checkpoint import StoredThresholds, classifier_fingerprint, write_thresholds
+from vlm3d.model.checkpoint import StoredThresholds, heads_fingerprint, write_thresholds
 
 K = len(DISEASE_NAMES)
 LABELS = (np.random.default_rng(0).random((12, K)) > 0.5).astype(float)
@@ -163,7 +163,7 @@ def test_a_checkpoint_is_run_over_a_split_with_thresholds_of_another(run, files:
 def test_stored_thresholds_are_used_unless_others_are_asked_for(run, files: Path, store: Path) -> None:
     model = small_model(with_text=False)
     model.save_pretrained(files / "checkpoint")
-    fingerprint = classifier_fingerprint(model.checkpoint_state_dict())
+    fingerprint = heads_fingerprint(model.checkpoint_state_dict())
     write_thresholds(files / "checkpoint", StoredThresholds({"Emphysema": 0.125}, "made up", fingerprint))
     arguments = ("--checkpoint", files / "checkpoint", "--data", store, "--resamples", 0)
     code, out, err = run(*arguments, "--out", files / "out")

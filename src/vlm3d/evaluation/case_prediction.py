@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlm3d.anatomy.measurement import Component
+from vlm3d.anatomy.measurement import Component, drop_small_pieces
 from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset
 from vlm3d.errors import CheckpointError
 from vlm3d.evaluation.case_findings import CaseFindings, LesionMasks
 from vlm3d.evaluation.evaluator import Part
 from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.store_truth import masks_in, truth_of
-from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, MIN_LESION_ML
 from vlm3d.model.evaluation_mode import evaluating
+from vlm3d.model.head_fusion import HeadFusion, HeadOdds, drawn_probability
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
@@ -35,6 +36,8 @@ class ModelRun:
         reports: Whether to write reports, for cases whose truth has one.
         masks: Whether to draw lesions, for cases where some are annotated.
         mask_threshold: Probability from which a voxel is lesion.
+        min_lesion_ml: Smaller pieces are removed from the masks.
+        fusion: How classifier and localizer are weighed; without it each speaks for itself.
         report_generation: As `VLM3DMultiTask.predict` takes it.
         report_batch: Reports that are written side by side; the words are those of one by one.
     """
@@ -42,6 +45,8 @@ class ModelRun:
     reports: bool = False
     masks: bool = True
     mask_threshold: float = 0.5
+    min_lesion_ml: float = MIN_LESION_ML
+    fusion: HeadFusion | None = None
     report_generation: Mapping[str, Any] | None = None
     report_batch: int = 8
 
@@ -103,6 +108,19 @@ class CasePrediction:
 
 
 @torch.inference_mode()
+def head_odds(model: VLM3DMultiTask, dataset: PreparedDataset, index: int) -> HeadOdds:
+    """What the heads say of one case before they are weighed; errors are those of `run_heads`."""
+    case, arrays = dataset.cases[index], dataset.read(index)
+    intensity, regions = _tensors(model, arrays, case.regions_method is not None)
+    _check_names(model)
+    with evaluating(model):
+        features = model.encode(intensity, regions)
+        logits_K = model.classify(features)["logits"][0]
+        mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0]
+    return HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
+
+
+@torch.inference_mode()
 def run_heads(
     model: VLM3DMultiTask,
     dataset: PreparedDataset,
@@ -131,24 +149,32 @@ def run_heads(
         load_scan=lambda: Volume(arrays.hu_DHW, affine),
     )
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
+    _check_names(model)
     with_masks = run.masks and bool(case.known_lesions)
     with_report = run.reports and case.report is not None
     with evaluating(model):
         features = model.encode(intensity, regions)
-        scores = _scores(model, model.classify(features)["probabilities"])
+        logits_K = model.classify(features)["logits"][0]
+        mask_logits_LDHW = None
+        if with_masks or with_report or run.fusion is not None:
+            mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0]
+        odds = HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
+        scores = odds.probabilities(run.fusion)
         scores_K = np.array([scores[name] for name in DISEASE_NAMES])
         predicted = CaseFindings(case.case_id, case.patient_id, scores_K)
-        if not with_masks and not with_report:
+        if mask_logits_LDHW is None or not (with_masks or with_report):
             return CasePrediction(predicted, true)
-        masks_BLDHW = model.localize(intensity, regions, features)["mask_logits"].sigmoid()
+        probability_LDHW = drawn_probability(mask_logits_LDHW, model.lesions, odds, run.fusion)
+        masks_LDHW = _drawn(probability_LDHW, case.spacing_mm, run)
         if with_masks:
-            masks = _masks(model, masks_BLDHW[0], affine, run.mask_threshold)
+            masks = _lesion_masks(model, masks_LDHW, probability_LDHW, affine)
             predicted = replace(predicted, load_masks=lambda: masks)
         if not with_report:
             return CasePrediction(predicted, true)
         regions_DHW = arrays.regions_DHW if regions is not None else None
+        peaks_L = probability_LDHW.flatten(1).amax(dim=1).tolist()
         heads = _head_findings(
-            model, scores, masks_BLDHW[0], regions_DHW, affine, case.spacing_mm, run, thresholds
+            model, scores, masks_LDHW, peaks_L, regions_DHW, affine, case.spacing_mm, run, thresholds
         )
         generator = model.report_generator
         generator.load_llm()
@@ -160,7 +186,7 @@ def run_heads(
             features.region_BRC,
             features.patch_BNC,
             [words],
-            LesionEvidence(masks_BLDHW=masks_BLDHW, grid=features.grid),
+            LesionEvidence(masks_BLDHW=probability_LDHW[None], grid=features.grid),
             features.region_present_BR,
         )
     return CasePrediction(predicted, true, heads, prompt_PM)
@@ -190,32 +216,43 @@ def _tensors(
     return intensity, torch.from_numpy(arrays.regions_DHW)[None].to(device) if with_regions else None
 
 
-def _scores(model: VLM3DMultiTask, probabilities_BK: Tensor) -> dict[str, float]:
-    """The first scan's probabilities by disease, all of CT-RATE's among them."""
+def _check_names(model: VLM3DMultiTask) -> None:
     missing = [name for name in DISEASE_NAMES if name not in model.disease_names]
     if missing:
         raise CheckpointError(
             f"the model has no probability of {missing[0]}; only models of the 18 diseases are scored"
         )
-    return dict(zip(model.disease_names, probabilities_BK[0].double().cpu().tolist(), strict=True))
 
 
-def _masks(
-    model: VLM3DMultiTask, probability_LDHW: Tensor, affine: NDArray[np.float64], threshold: float
+def _drawn(
+    probability_LDHW: Tensor, spacing_mm: tuple[float, float, float], run: ModelRun
+) -> NDArray[np.bool_]:
+    """Masks (L, D, H, W) without pieces that are too small, as `vlm3d predict` draws them."""
+    masks_LDHW: NDArray[np.bool_] = (probability_LDHW >= run.mask_threshold).cpu().numpy()
+    for mask_DHW in masks_LDHW:
+        drop_small_pieces(mask_DHW, run.min_lesion_ml * 1000 / float(np.prod(spacing_mm)))
+    return masks_LDHW
+
+
+def _lesion_masks(
+    model: VLM3DMultiTask,
+    masks_LDHW: NDArray[np.bool_],
+    probability_LDHW: Tensor,
+    affine: NDArray[np.float64],
 ) -> LesionMasks:
-    found = {
-        lesion.key: probability_DHW.float().cpu().numpy()
-        for lesion, probability_DHW in zip(model.lesions, probability_LDHW, strict=True)
-        if lesion.key in LESION_KEYS
-    }
-    masks = {key: probability_DHW >= threshold for key, probability_DHW in found.items()}
-    return LesionMasks(masks, affine, probabilities=found)
+    numbers = {lesion.key: number for number, lesion in enumerate(model.lesions) if lesion.key in LESION_KEYS}
+    return LesionMasks(
+        {key: masks_LDHW[number] for key, number in numbers.items()},
+        affine,
+        probabilities={key: probability_LDHW[number].cpu().numpy() for key, number in numbers.items()},
+    )
 
 
 def _head_findings(
     model: VLM3DMultiTask,
     scores: Mapping[str, float],
-    probability_LDHW: Tensor,
+    masks_LDHW: NDArray[np.bool_],
+    peaks_L: Sequence[float],
     regions_DHW: NDArray[np.uint8] | None,
     affine: NDArray[np.float64],
     spacing_mm: tuple[float, float, float],
@@ -223,8 +260,6 @@ def _head_findings(
     thresholds: Thresholds | None,
 ) -> HeadFindings:
     cuts = (thresholds or Thresholds.fixed(0.5)).as_json()["values"]
-    masks_LDHW = (probability_LDHW >= run.mask_threshold).cpu().numpy()
-    peaks_L = probability_LDHW.flatten(1).amax(dim=1).tolist()
     return HeadFindings(
         probabilities=scores,
         thresholds={name: cuts.get(name, 0.5) for name in scores},

@@ -16,7 +16,9 @@ from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource
 from vlm3d.evaluation.case_prediction import (
     CasePrediction,
     HeadFindings,
+    HeadOdds,
     ModelRun,
+    head_odds,
     run_heads,
     write_reports,
 )
@@ -29,11 +31,13 @@ from vlm3d.evaluation.evaluator import (
     tuned_thresholds,
 )
 from vlm3d.evaluation.figures import Thresholds
+from vlm3d.evaluation.fusion_fitting import fit_fusion
 from vlm3d.evaluation.grounding_figures import GroundedReport, grounding_section, located_findings
 from vlm3d.evaluation.intervals import as_json
 from vlm3d.evaluation.location_facts import LocationFact
 from vlm3d.evaluation.store_truth import truth_of
-from vlm3d.labels import LESION_KEYS
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.head_fusion import HeadFusion
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 __all__ = ["ModelRun", "evaluate_model", "predict_case", "tune_on_store"]
@@ -191,6 +195,19 @@ def predict_case(
     return found.predicted, found.true
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What a validation split taught about a model's heads.
+
+    Attributes:
+        thresholds: Of the diseases' probabilities, as `fusion` leaves them.
+        fusion: How classifier and localizer are weighed; None where no mask was learned or annotated.
+    """
+
+    thresholds: Thresholds
+    fusion: HeadFusion | None
+
+
 def tune_on_store(
     model: VLM3DMultiTask,
     dataset: PreparedDataset,
@@ -199,25 +216,61 @@ def tune_on_store(
     name: str,
     evaluated_patients: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Thresholds:
-    """Take each disease's threshold from the model's probabilities on another split.
+) -> Tuned:
+    """Weigh classifier and localizer on another split, and take each disease's threshold there.
 
     Raises:
         ConfigError: The store was prepared for another model.
         InputError: The split has no labels, or a patient is evaluated too.
     """
     dataset.check(model.config.preprocessing)
+    indices = [i for i, case in enumerate(dataset.cases) if case.labels_K is not None]
+    told = []
+    for done, index in enumerate(indices, start=1):
+        told.append(head_odds(model, dataset, index))
+        if progress is not None:
+            progress(done, len(indices))
+    fusion = _fitted(model, dataset, indices, told)
     predicted: dict[str, CaseFindings] = {}
     truth: dict[str, CaseFindings] = {}
-    for index, case in enumerate(dataset.cases):
-        if case.labels_K is not None:
-            found, true = predict_case(model, dataset, index, ModelRun(masks=False))
-            predicted[case.case_id], truth[case.case_id] = found, truth_of(dataset, index)
-        if progress is not None:
-            progress(index + 1, len(dataset))
-    return tuned_thresholds(
+    for index, odds in zip(indices, told, strict=True):
+        case = dataset.cases[index]
+        probabilities = odds.probabilities(fusion)
+        scores_K = np.array([probabilities[disease] for disease in DISEASE_NAMES])
+        predicted[case.case_id] = CaseFindings(case.case_id, case.patient_id, scores_K)
+        truth[case.case_id] = truth_of(dataset, index)
+    thresholds = tuned_thresholds(
         FindingsSource(name, predicted),
         FindingsSource(dataset.store.name, truth),
         settings.objective,
         evaluated_patients=evaluated_patients,
+    )
+    return Tuned(thresholds, fusion)
+
+
+def _fitted(
+    model: VLM3DMultiTask, dataset: PreparedDataset, indices: Sequence[int], told: Sequence[HeadOdds]
+) -> HeadFusion | None:
+    """How the heads are weighed; a localizer that never learned has no say."""
+    if not told or "localization" in model.untrained_tasks:
+        return None
+    cases = [dataset.cases[index] for index in indices]
+    labels_NK = np.array([case.labels_K for case in cases], dtype=float)
+    present = {
+        lesion.key: np.array(
+            [
+                float(case.lesion_voxels.get(lesion.key, 0) > 0)
+                if lesion.key in case.known_lesions
+                else np.nan
+                for case in cases
+            ]
+        )
+        for lesion in model.lesions
+    }
+    return fit_fusion(
+        {name: np.array([odds.logits[name] for odds in told]) for name in DISEASE_NAMES},
+        {key: np.array([odds.peaks[key] for odds in told]) for key in present},
+        {name: labels_NK[:, k] for k, name in enumerate(DISEASE_NAMES)},
+        present,
+        model.lesions,
     )

@@ -9,7 +9,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -47,6 +47,7 @@ from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import TASKS
 from vlm3d.model.checkpoint import StoredThresholds
+from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_decoding import GeneratedReport
@@ -190,18 +191,20 @@ class Pipeline:
             intensity, region_mask = self._tensors(prepared)
             features = self.model.encode(intensity, region_mask)
         with watch.stage("classify"):
-            probabilities_K = self.model.classify(features)["probabilities"][0].float().cpu().numpy()
+            logits_K = self.model.classify(features)["logits"][0]
         with watch.stage("localize"):
-            mask_probability_BLDHW = (
-                self.model.localize(intensity, region_mask, features)["mask_logits"].float().sigmoid_()
-            )
+            mask_logits_LDHW = self.model.localize(intensity, region_mask, features)["mask_logits"][0]
+            fusion = None if self.thresholds is None else self.thresholds.fusion
+            odds = HeadOdds.of(logits_K, self.model.disease_names, mask_logits_LDHW, self.model.lesions)
+            probability_LDHW = drawn_probability(mask_logits_LDHW, self.model.lesions, odds, fusion)
+            del mask_logits_LDHW
         with watch.stage("measure"):
             lesions, masks, pieces = self._lesions(
-                mask_probability_BLDHW[0].cpu().numpy(), prepared, volume, regions, settings
+                probability_LDHW.cpu().numpy(), odds, prepared, volume, regions, settings
             )
-        diseases = self._diseases(probabilities_K, settings)
+        diseases = self._diseases(odds.probabilities(fusion), settings)
         with watch.stage("report"):
-            report = self._report(features, mask_probability_BLDHW, diseases, lesions, pieces, settings)
+            report = self._report(features, probability_LDHW[None], diseases, lesions, pieces, settings)
         prediction = Prediction(
             training_note=self._training_note(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -218,10 +221,10 @@ class Pipeline:
         return Result(prediction, volume, masks, regions)
 
     def _diseases(
-        self, probabilities_K: NDArray[np.float32], settings: PredictionSettings
+        self, probabilities: Mapping[str, float], settings: PredictionSettings
     ) -> list[DiseaseFinding]:
         findings = []
-        for name, probability in zip(self.model.disease_names, probabilities_K.tolist(), strict=True):
+        for name, probability in probabilities.items():
             threshold = settings.classification_threshold
             if threshold is None:
                 threshold = threshold_of(name, self.thresholds)
@@ -231,7 +234,7 @@ class Pipeline:
                     probability=probability,
                     threshold=threshold,
                     positive=probability >= threshold,
-                    uncertainty=float(entropy_bits(probability)),
+                    uncertainty=float(entropy_bits(np.asarray(probability))),
                 )
             )
         return findings
@@ -271,6 +274,7 @@ class Pipeline:
     def _lesions(
         self,
         probability_LDHW: NDArray[np.float32],
+        odds: HeadOdds,
         prepared: PreparedScan,
         volume: Volume,
         regions: RegionMap | None,
@@ -281,6 +285,8 @@ class Pipeline:
         regions_DHW = None if regions is None else canonical_view(regions.labels_DHW, volume.affine)
         landmarks = find_landmarks(regions_DHW, canonical_volume.shape_DHW)
         voxel_ml = float(np.prod(volume.spacing_mm)) / 1000.0
+        fusion = None if self.thresholds is None else self.thresholds.fusion
+        presence = odds.presence(self.model.lesions, fusion)
         threshold = settings.localization_threshold
         findings: list[LesionFinding] = []
         masks: dict[str, NDArray[np.bool_]] = {}
@@ -308,6 +314,8 @@ class Pipeline:
                     name=lesion.name,
                     mask_file=None,
                     threshold=threshold,
+                    presence=presence.get(lesion.key),
+                    presence_threshold=None if fusion is None else fusion.lesion_thresholds.get(lesion.key),
                     max_probability=float(probability_DHW.max()),
                     uncertainty=mask_entropy_bits(probability_DHW, threshold),
                     volume_ml=float(np.count_nonzero(mask_DHW)) * voxel_ml,

@@ -76,7 +76,16 @@ class LesionFinding(Model):
         description="Relative to prediction.json; None when masks were not written."
     )
     threshold: float = Field(ge=0, le=1)
-    max_probability: float = Field(ge=0, le=1)
+    presence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Probability that the scan has it, from classifier and mask together; None where each stands alone.",
+    )
+    presence_threshold: float | None = Field(
+        None, ge=0, le=1, description="Below it nothing is drawn: the mask is empty."
+    )
+    max_probability: float = Field(ge=0, le=1, description="Of the surest voxel; 0 where nothing is drawn.")
     uncertainty: float = Field(
         ge=0, le=1, description="Mean binary entropy inside the mask and its one-voxel rim, in bits."
     )

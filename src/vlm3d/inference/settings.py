@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from vlm3d.errors import ConfigError
 from vlm3d.inference.prediction import Policy
+from vlm3d.labels import MIN_LESION_ML
 
 AnatomyMethod = Literal["classical", "totalsegmentator", "none"]
 MaskLabels = Literal["auto", "vlm3d", "totalsegmentator"]
@@ -37,7 +38,7 @@ class PredictionSettings:
     mask_labels: MaskLabels = "auto"
     classification_threshold: float | None = None
     localization_threshold: float = 0.5
-    min_lesion_ml: float = 0.05
+    min_lesion_ml: float = MIN_LESION_ML
     report: bool = True
     max_new_tokens: int | None = None
     temperature: float | None = None

@@ -11,7 +11,7 @@ from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import (
     THRESHOLDS_FILE,
     StoredThresholds,
-    classifier_fingerprint,
+    heads_fingerprint,
     locate_checkpoint,
     read_thresholds,
     write_thresholds,
@@ -51,7 +51,7 @@ def tune_checkpoint(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> StoredThresholds:
-    """Choose each disease's threshold on a split of a prepared store, and keep them with the checkpoint.
+    """Weigh classifier and localizer on a split of a prepared store, choose each disease's threshold, and keep both.
 
     A disease without a positive case there keeps 0.5.
 
@@ -85,12 +85,12 @@ def tune_checkpoint(
     )
     values = {
         name: min(max(float(value), 0.0), 1.0)
-        for name, value in zip(DISEASE_NAMES, tuned.value_K, strict=True)
+        for name, value in zip(DISEASE_NAMES, tuned.thresholds.value_K, strict=True)
     }
-    stored = StoredThresholds(values, tuned.source, _fingerprint(model))
+    stored = StoredThresholds(values, tuned.thresholds.source, _fingerprint(model), tuned.fusion)
     write_thresholds(folder, stored)
     return stored
 
 
 def _fingerprint(model: VLM3DMultiTask) -> str:
-    return classifier_fingerprint(model.checkpoint_state_dict())
+    return heads_fingerprint(model.checkpoint_state_dict())

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm3d.model.patch_embedding import Grid, pad_to_patches, scale_strides, spread_bands
+from vlm3d.model.patch_embedding import Grid, pad_to_patches, scale_strides, with_shapes
+from vlm3d.model.patch_peaks import Shell
 
 
 def scale_channels(base: int, bottleneck: int, num_scales: int) -> list[int]:
@@ -18,13 +19,36 @@ def scale_channels(base: int, bottleneck: int, num_scales: int) -> list[int]:
     return [*widths, bottleneck]
 
 
+class CollectedNorm(nn.BatchNorm3d):
+    """Batch norm whose statistics stand still while a batch has one scan.
+
+    What is drawn at a voxel then does not hang on what else is in view: a box and the whole scan are scaled alike, and
+    density keeps its meaning, which a norm over each scan's own space takes away (docs/decisions/0010).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.05)
+        self.register_buffer("num_batches_tracked", None)  # a fixed momentum needs no count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same."""
+        if self.training and len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
 class ConvNormAct(nn.Module):
-    """3x3x3 convolution, group norm (works for a batch of one), leaky ReLU."""
+    """3x3x3 convolution, `CollectedNorm`, leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Grid = (1, 1, 1)) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.norm = nn.GroupNorm(next(g for g in (8, 4, 2, 1) if out_channels % g == 0), out_channels)
+        nn.init.kaiming_normal_(
+            self.conv.weight, a=0.01
+        )  # until statistics are collected, norms pass on the scale
+        self.norm = CollectedNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, D, H, W) to (B, out, D/stride, …)."""
@@ -124,6 +148,7 @@ class TextGuidedAttentionUNet(nn.Module):
         bands: As in `vlm3d.config.VisionConfig`.
         region_channels: Channels of a learned embedding of each voxel's region; 0 leaves the regions out.
         num_regions: Regions without background.
+        peak_shells: Distances at which spots and holes are marked for it (`spots_and_holes`); none by default.
     """
 
     def __init__(
@@ -138,14 +163,17 @@ class TextGuidedAttentionUNet(nn.Module):
         bands: Sequence[tuple[float, float]] = (),
         region_channels: int = 0,
         num_regions: int = 20,
+        peak_shells: Sequence[Shell] = (),
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.bands = tuple(bands)
+        self.peak_shells = tuple(peak_shells)
         strides = scale_strides(patch_size)
         widths = scale_channels(base_channels, bottleneck_channels, len(strides) + 1)
         self.region_embedding = nn.Embedding(num_regions + 1, region_channels) if region_channels else None
-        self.stem = ConvNormAct(in_channels * (1 + len(self.bands)) + region_channels, widths[0])
+        seen = in_channels * (1 + len(self.bands)) + region_channels + 2 * len(self.peak_shells)
+        self.stem = ConvNormAct(seen, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(
                 ConvNormAct(widths[i], widths[i + 1], stride), ConvNormAct(widths[i + 1], widths[i + 1])
@@ -182,7 +210,8 @@ class TextGuidedAttentionUNet(nn.Module):
             all_scales: Also return the coarser scales' logits.
         """
         shape = volume_BCDHW.shape[-3:]
-        x = spread_bands(pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0), self.bands)
+        padded_BCDHW = pad_to_patches(volume_BCDHW, self.patch_size, value=-1.0)
+        x = with_shapes(padded_BCDHW, self.bands, self.peak_shells)
         if self.region_embedding is not None:
             x = torch.cat([x, self._regions(self.region_embedding, regions_BDHW, x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last_3d)

@@ -5,7 +5,8 @@ CHECKPOINT/
 ├── config.json          every setting of the model and its input (vlm3d.config.Config)
 ├── model.safetensors    encoder, classifier with its prompt embeddings, localizer, projector, adapters
 ├── training.json        how it was trained: {"status": "untrained" | "synthetic" | "trained", …}
-└── thresholds.json      optional: from which probability on each disease is positive, tuned for these weights
+└── thresholds.json      optional: from which probability on each disease is positive and how classifier and localizer are
+                         weighed before that, tuned for these weights
 ```
 
 The language model's frozen weights are not in it: they are named in config.json and found by `vlm3d.pretrained`.
@@ -30,6 +31,7 @@ from torch import Tensor
 from vlm3d.config import Config, config_from_dict
 from vlm3d.errors import CheckpointError, ConfigError, OutputError
 from vlm3d.io import whole_folder, write_atomically
+from vlm3d.model.head_fusion import HeadFusion
 from vlm3d.pretrained import resolve_weights
 
 SHIPPED = Path(str(files("vlm3d"))) / "checkpoints"
@@ -50,12 +52,14 @@ class StoredThresholds:
     Attributes:
         values: Disease -> probability, 0..1.
         source: How they were chosen, in words.
-        fingerprint: Of the encoder's and the classifier's weights, from `classifier_fingerprint`.
+        fingerprint: Of the encoder's, the classifier's and the localizer's weights, from `heads_fingerprint`.
+        fusion: How classifier and localizer are weighed before the thresholds; None leaves each to itself.
     """
 
     values: Mapping[str, float]
     source: str
     fingerprint: str
+    fusion: HeadFusion | None = None
 
 
 def write_checkpoint(
@@ -148,7 +152,13 @@ def read_thresholds(folder: Path) -> StoredThresholds | None:
             raise CheckpointError(
                 f"{folder}/{THRESHOLDS_FILE} is damaged: the threshold of {name} is no probability from 0 to 1"
             )
-    return StoredThresholds({name: float(value) for name, value in values.items()}, source, weights)
+    try:
+        fusion = None if stored.get("fusion") is None else HeadFusion.from_json(stored["fusion"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}/{THRESHOLDS_FILE} is damaged: its fusion cannot be read; delete or tune it again"
+        ) from error
+    return StoredThresholds({name: float(value) for name, value in values.items()}, source, weights, fusion)
 
 
 def write_thresholds(folder: Path, thresholds: StoredThresholds) -> Path:
@@ -196,13 +206,13 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def classifier_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """`fingerprint` of what a disease's probability depends on: it stays when a report writer is trained later.
+def heads_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of what probabilities and masks depend on: it stays when a report writer is trained later.
 
     Args:
         state: From `VLM3DMultiTask.checkpoint_state_dict`.
     """
-    parts = ("vision_encoder.", "classifier.")
+    parts = ("vision_encoder.", "classifier.", "localizer.")
     return fingerprint({name: tensor for name, tensor in state.items() if name.startswith(parts)})
 
 

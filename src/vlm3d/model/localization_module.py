@@ -14,6 +14,7 @@ from vlm3d.labels import first_lesions
 from vlm3d.model.attention_unet import TextGuidedAttentionUNet
 from vlm3d.model.denoising import DenoisingTransformer
 from vlm3d.model.patch_embedding import Grid
+from vlm3d.model.patch_peaks import Shell
 from vlm3d.model.text_encoder import TextEncoder
 
 
@@ -74,6 +75,7 @@ class LesionLocalizationModule(nn.Module):
         prompts: One sentence a lesion; the shipped ones by default.
         bands: As in `vlm3d.config.VisionConfig`.
         num_regions: Regions of the anatomy, without background.
+        peak_shells: As in `vlm3d.config.VisionConfig`.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class LesionLocalizationModule(nn.Module):
         prompts: Sequence[str] | None = None,
         bands: Sequence[tuple[float, float]] = (),
         num_regions: int = 20,
+        peak_shells: Sequence[Shell] = (),
     ) -> None:
         super().__init__()
         self.config = config
@@ -111,6 +114,7 @@ class LesionLocalizationModule(nn.Module):
             bands=bands,
             region_channels=config.region_channels,
             num_regions=num_regions,
+            peak_shells=peak_shells,
         )
 
     def forward(

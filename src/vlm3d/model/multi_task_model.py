@@ -107,6 +107,7 @@ class VLM3DMultiTask(nn.Module):
                 sizes.vision.patch_size,
                 bands=sizes.vision.bands,
                 num_regions=sizes.vision.num_regions,
+                peak_shells=sizes.vision.peak_shells,
             )
         self.report_generator = ReportGenerator.from_config(
             sizes.report,
@@ -264,7 +265,7 @@ class VLM3DMultiTask(nn.Module):
         *,
         spacing_mm: tuple[float, float, float] | None = None,
     ) -> dict[str, Any]:
-        """Predict a batch.
+        """Predict a batch, each head for itself; `vlm3d.inference.pipeline` weighs them as `vlm3d tune` found.
 
         Args:
             ct_volume: As in `forward`.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm3d.model.patch_histogram import PatchHistogram
-from vlm3d.model.patch_peaks import Shell
+from vlm3d.model.patch_peaks import Shell, spots_and_holes
 
 Grid = tuple[int, int, int]
 PatchBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -90,6 +90,16 @@ def spread_bands(volume_BCDHW: Tensor, bands: Sequence[tuple[float, float]]) -> 
     channels = [volume_BCDHW]
     channels += [((volume_BCDHW - low) * (2 / (high - low)) - 1).clamp(-1, 1) for low, high in bands]
     return torch.cat(channels, dim=1) if bands else volume_BCDHW
+
+
+def with_shapes(
+    volume_BCDHW: Tensor, bands: Sequence[tuple[float, float]], shells: Sequence[Shell]
+) -> Tensor:
+    """The volume, its bands (`spread_bands`), and its spots and holes at each shell (`spots_and_holes`), as channels."""
+    channels = spread_bands(volume_BCDHW, bands)
+    if not shells:
+        return channels
+    return torch.cat([channels, spots_and_holes(volume_BCDHW, shells).to(channels.dtype)], dim=1)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -179,7 +189,8 @@ class PatchEmbedding(nn.Module):
         self.histogram = (
             PatchHistogram(embed_dim, patch_size, region_groups, peak_shells) if region_groups else None
         )
-        in_channels *= 1 + len(self.bands)
+        self.peak_shells = tuple(peak_shells)
+        in_channels = in_channels * (1 + len(self.bands)) + 2 * len(self.peak_shells)
         voxels = patch_size[0] * patch_size[1] * patch_size[2]
         self.stem = (
             None
@@ -219,11 +230,11 @@ class PatchEmbedding(nn.Module):
             if mask_BDHW is not None:
                 mask_BDHW = pad_to_patches(mask_BDHW, self.patch_size, value=0)
             counted_BNC = self.histogram(volume_BCDHW, mask_BDHW)
-        volume_BCDHW = spread_bands(volume_BCDHW, self.bands)
+        seen_BCDHW = with_shapes(volume_BCDHW, self.bands, self.peak_shells)
         if self.stem is None:
-            patches = extract_patches(volume_BCDHW, self.patch_size)
+            patches = extract_patches(seen_BCDHW, self.patch_size)
         else:
-            patches = self.stem(volume_BCDHW).flatten(2).transpose(1, 2)
+            patches = self.stem(seen_BCDHW).flatten(2).transpose(1, 2)
         tokens_BNC = self.projection(patches)
         if counted_BNC is not None:
             tokens_BNC = tokens_BNC + counted_BNC

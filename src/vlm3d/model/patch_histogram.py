@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm3d.model.patch_peaks import SHAPES, Shell, patch_peaks, standing_out
+from vlm3d.model.patch_peaks import NEAR, SHAPES, Shell, box_mean, patch_peaks, standing_out
 
 EDGES = (
     -0.98,
@@ -37,7 +36,6 @@ EDGES = (
 CONTRAST_EDGES = (-0.3, -0.15, -0.07, -0.03, -0.01, 0.01, 0.03, 0.07, 0.15, 0.3)
 """Borders of the ranges of local contrast, in 1000 HU."""
 
-_NEAR = (1, 3, 3)  # neighborhood whose mean takes the noise away and leaves small shapes
 _STEPS = 1000  # of the table that stands for a search among the borders: 2 HU each over -1..1
 
 
@@ -101,8 +99,8 @@ class PatchHistogram(nn.Module):
     def shares(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
         """Shares of each patch's voxels (B, N, quantities * groups * ranges); those of each quantity sum to 1."""
         first = volume_BCDHW[:, :1]
-        near = _mean(first, _NEAR)
-        wide = _mean(near, (3, 5, 5))
+        near = box_mean(first, NEAR)
+        wide = box_mean(near, (3, 5, 5))
         group = self._group_of_voxel(first[:, 0], mask_BDHW)
         cell = self._patch_of_voxel(group) * self.num_groups + group
         counted = [
@@ -117,7 +115,7 @@ class PatchHistogram(nn.Module):
 
     def peaks(self, volume_BCDHW: Tensor, mask_BDHW: Tensor | None) -> Tensor:
         """A patch's strongest spot, hole and ridge at each shell in each group (B, N, shells * shapes * groups)."""
-        near_BDHW = _mean(volume_BCDHW[:, :1], _NEAR)[:, 0]
+        near_BDHW = box_mean(volume_BCDHW[:, :1], NEAR)[:, 0]
         group_BDHW = self._group_of_voxel(near_BDHW, mask_BDHW)
         cells = near_BDHW[0].numel() // math.prod(self.patch_size) * self.num_groups
         cell_BDHW = (self._patch_of_voxel(group_BDHW) * self.num_groups + group_BDHW) % cells
@@ -151,19 +149,3 @@ class PatchHistogram(nn.Module):
         counts = value_BDHW.new_zeros(patches * self.num_groups * bins)
         counts.scatter_add_(0, place, counts.new_ones(1).expand(place.shape))
         return counts.view(len(value_BDHW), -1, self.num_groups * bins)
-
-
-def _mean(volume_BCDHW: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Mean over a box around each voxel, the border repeated; one axis after the other."""
-    for axis, length in enumerate(size):
-        if length == 1:
-            continue
-        pad = [0, 0, 0, 0, 0, 0]
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = length // 2
-        padded = F.pad(volume_BCDHW, pad, mode="replicate")
-        count = volume_BCDHW.shape[2 + axis]
-        total = padded.narrow(2 + axis, 0, count).clone()
-        for shift in range(1, length):
-            total += padded.narrow(2 + axis, shift, count)
-        volume_BCDHW = total / length
-    return volume_BCDHW

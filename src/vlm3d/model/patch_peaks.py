@@ -16,6 +16,9 @@ Shell = tuple[int, int, int]
 SHAPES = ("spot", "hole", "ridge")
 """What is measured at each shell, see `standing_out`."""
 
+NEAR = (1, 3, 3)
+"""Neighborhood whose mean takes the noise away and leaves small shapes."""
+
 _DIRECTIONS = [d for d in itertools.product((-1, 0, 1), repeat=3) if d > (0, 0, 0)]
 _STEPS = 1000  # of the scale on which voxels are compared, as whole numbers: 1 HU each
 
@@ -52,6 +55,13 @@ def standing_out(volume_BDHW: Tensor, shell: Shell) -> Tensor:
     return shapes * scale.view(1, 3, 1, 1, 1)
 
 
+@torch.no_grad()
+def spots_and_holes(volume_BCDHW: Tensor, shells: Sequence[Shell]) -> Tensor:
+    """How far each voxel of the first channel is a spot and a hole at each shell (B, 2 * shells, D, H, W); 1 is 500 HU."""
+    near_BDHW = box_mean(volume_BCDHW[:, :1].float(), NEAR)[:, 0]
+    return torch.cat([2.0 * standing_out(near_BDHW, shell)[:, :2] for shell in shells], dim=1)
+
+
 def _moved(
     padded_BDHW: Tensor, shape: Sequence[int], shell: Shell, direction: Sequence[int], sign: int
 ) -> Tensor:
@@ -74,3 +84,19 @@ def patch_peaks(shape_BSDHW: Tensor, cell_BDHW: Tensor, cells: int) -> Tensor:
     index = cell_BDHW.flatten(1)[:, None].long().expand(-1, shape_BSDHW.shape[1], -1)
     peaks = shape_BSDHW.new_zeros(*shape_BSDHW.shape[:2], cells)
     return peaks.scatter_reduce(2, index, shape_BSDHW.flatten(2), reduce="amax")
+
+
+def box_mean(volume_BCDHW: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Mean over a box around each voxel, the border repeated; one axis after the other."""
+    for axis, length in enumerate(size):
+        if length == 1:
+            continue
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = length // 2
+        padded = F.pad(volume_BCDHW, pad, mode="replicate")
+        count = volume_BCDHW.shape[2 + axis]
+        total = padded.narrow(2 + axis, 0, count).clone()
+        for shift in range(1, length):
+            total += padded.narrow(2 + axis, shift, count)
+        volume_BCDHW = total / length
+    return volume_BCDHW

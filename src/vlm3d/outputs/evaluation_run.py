@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.prediction_files import read_findings
 from vlm3d.io import write_atomically
 from vlm3d.labels import DISEASE_NAMES
-
-if TYPE_CHECKING:
-    from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 PAGE_FILE = "evaluation.html"
 Say = Callable[[str], None]
@@ -103,6 +99,7 @@ def evaluate_checkpoint(
     from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, tune_on_store
     from vlm3d.inference.head_contradictions import contradiction_counter
     from vlm3d.inference.loading import choose_device
+    from vlm3d.inference.thresholds import threshold_of, thresholds_for
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     if report_batch < 1:
@@ -112,8 +109,9 @@ def evaluate_checkpoint(
         raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
     say("loading the model")
     model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=reports, device=choose_device(device))
+    fusion, stored = None, thresholds_for(model, checkpoint)
     if tune_on is not None:
-        thresholds = tune_on_store(
+        tuned = tune_on_store(
             model,
             PreparedDataset(store, (tune_on,)),
             settings,
@@ -121,33 +119,22 @@ def evaluate_checkpoint(
             evaluated_patients=[case.patient_id for case in dataset.cases],
             progress=_every_tenth(say, f"case of {tune_on}"),
         )
-    elif thresholds is None:
-        thresholds = _stored_thresholds(model, checkpoint)
+        thresholds, fusion = tuned.thresholds, tuned.fusion
+    elif stored is not None:
+        fusion = stored.fusion
+        if thresholds is None:
+            values = np.array([threshold_of(name, stored) for name in DISEASE_NAMES])
+            thresholds = Thresholds(values, f"stored with the checkpoint: {stored.source}")
     return evaluate_model(
         model,
         dataset,
         settings,
-        run=ModelRun(reports=reports, report_batch=report_batch),
+        run=ModelRun(reports=reports, report_batch=report_batch, fusion=fusion),
         thresholds=thresholds,
         name=Path(checkpoint).name or str(checkpoint),
         count_contradictions=contradiction_counter(model),
         progress=_every_tenth(say, "case"),
     )
-
-
-def _stored_thresholds(model: VLM3DMultiTask, checkpoint: str | Path) -> Thresholds | None:
-    """Those that ``vlm3d tune`` left with a checkpoint; None where it has none.
-
-    Raises:
-        CheckpointError: They are damaged, or were tuned for other weights.
-    """
-    from vlm3d.inference.thresholds import threshold_of, thresholds_for
-
-    stored = thresholds_for(model, checkpoint)
-    if stored is None:
-        return None
-    values = np.array([threshold_of(name, stored) for name in DISEASE_NAMES])
-    return Thresholds(values, f"stored with the checkpoint: {stored.source}")
 
 
 def write_results(

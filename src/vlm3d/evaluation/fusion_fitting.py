@@ -1,0 +1,93 @@
+"""Fit how classifier and localizer are weighed (`vlm3d.model.head_fusion`) on cases that trained neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm3d.evaluation.ranking import Floats
+from vlm3d.evaluation.thresholds import tune_thresholds
+from vlm3d.labels import Lesion
+from vlm3d.model.head_fusion import HeadFusion, Mix, shown_by
+
+RIDGE = 1.0
+"""Penalty on half the squared weights of standardized features: as much as one case's certainty in 64."""
+MIN_OF_EACH = 5
+"""Cases with and without a finding below which nothing is fitted: the heads then speak for themselves."""
+
+
+def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = RIDGE) -> Floats:
+    """Weights and, last, offset (F + 1,) of a ridge-penalized logistic regression, by Newton's method.
+
+    The penalty is on the weights of features scaled to unit variance; the offset is free.
+    """
+    mean_F, scale_F = feature_NF.mean(axis=0), feature_NF.std(axis=0)
+    scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
+    design = np.c_[(feature_NF - mean_F) / scale_F, np.ones(len(feature_NF))]
+    penalty = np.r_[np.full(feature_NF.shape[1], ridge), 1e-6]
+    weight = np.zeros(design.shape[1])
+    for _ in range(50):
+        odds_N = np.clip(design @ weight, -30, 30)
+        p_N = 1 / (1 + np.exp(-odds_N))
+        gradient = design.T @ (p_N - label_N) + penalty * weight
+        hessian = (design * (p_N * (1 - p_N))[:, None]).T @ design + np.diag(penalty)
+        step = np.linalg.solve(hessian, gradient)
+        weight -= np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-8:
+            break
+    weight_F = weight[:-1] / scale_F
+    return np.r_[weight_F, weight[-1] - weight_F @ mean_F]
+
+
+def fit_fusion(
+    logits: Mapping[str, Floats],
+    peaks: Mapping[str, Floats],
+    labels: Mapping[str, Floats],
+    present: Mapping[str, Floats],
+    lesions: Sequence[Lesion],
+) -> HeadFusion | None:
+    """Fit the diseases that masks show, and each lesion's presence with the threshold of its highest F1.
+
+    Args:
+        logits: Disease -> the classifier's, one a case (N,).
+        peaks: Lesion key -> `mask_peaks`, (N,).
+        labels: Disease -> 0, 1 or NaN, (N,).
+        present: Lesion key -> whether its true mask has a voxel: 0, 1, or NaN where it is not annotated, (N,).
+        lesions: Those of the masks.
+
+    Returns:
+        None where nothing has enough cases.
+    """
+    diseases: dict[str, Mix] = {}
+    for name in logits:
+        mix = _fit(logits[name], {key: peaks[key] for key in shown_by(name, lesions)}, labels[name])
+        if mix is not None:
+            diseases[name] = mix
+    drawn: dict[str, Mix] = {}
+    thresholds: dict[str, float] = {}
+    for lesion in lesions:
+        if lesion.disease not in logits:
+            continue
+        key, known_N = lesion.key, ~np.isnan(present[lesion.key])
+        mix = _fit(logits[lesion.disease], {key: peaks[key]}, present[key])
+        if mix is not None:
+            found = [
+                mix.probability(logit, {key: peak})
+                for logit, peak in zip(logits[lesion.disease][known_N], peaks[key][known_N], strict=True)
+            ]
+            drawn[key] = mix
+            thresholds[key] = float(tune_thresholds(np.array([found]).T, present[key][known_N, None])[0])
+    return HeadFusion(diseases, drawn, thresholds) if diseases or drawn else None
+
+
+def _fit(logit_N: Floats, peaks: Mapping[str, Floats], label_N: Floats) -> Mix | None:
+    """None for a disease that no mask shows, and where too few cases have or lack it."""
+    known_N = ~np.isnan(label_N)
+    true_N = label_N[known_N] > 0.5
+    if not peaks or min(true_N.sum(), (~true_N).sum()) < MIN_OF_EACH:
+        return None
+    feature_NF = np.stack([logit_N, *peaks.values()], axis=1)[known_N]
+    classifier, *masks, offset = fit_logistic(feature_NF, true_N).tolist()
+    return Mix(classifier, dict(zip(peaks, masks, strict=True)), offset)
