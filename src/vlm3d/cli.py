@@ -97,7 +97,7 @@ def predict(
         typer.Option(
             help="What happens to a report that contradicts the model's findings: flag, regenerate or repair."
         ),
-    ] = "flag",
+    ] = "repair",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier output of vlm3d.")
@@ -190,6 +190,9 @@ def evaluate(
         bool, typer.Option("--report/--no-report", help="With --checkpoint: write and score reports.")
     ] = False,
     report_batch: Annotated[int, typer.Option(min=1, help="Reports that --report writes side by side.")] = 8,
+    on_contradiction: Annotated[
+        str, typer.Option(help="With --report: flag what contradicts the model's findings, or repair it.")
+    ] = "repair",
     bert_score: Annotated[
         bool, typer.Option("--bert-score", help="Compare reports by the meaning of their words too (slow).")
     ] = False,
@@ -237,6 +240,7 @@ def evaluate(
             thresholds=None if threshold is None else Thresholds.fixed(threshold),
             reports=report,
             report_batch=report_batch,
+            on_contradiction=_one_of(on_contradiction, "--on-contradiction", ("flag", "repair")),
             device=device,
             say=say,
         )

@@ -20,9 +20,9 @@ from vlm3d.evaluation.case_prediction import HeadFindings, run_heads
 from vlm3d.evaluation.evaluator import EvaluationSettings
 from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.intervals import Intervals
-from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, predict_case
+from vlm3d.evaluation.model_evaluation import MendedReport, ModelRun, evaluate_model, predict_case
 from vlm3d.inference.contradictions import check_report
-from vlm3d.inference.head_contradictions import contradiction_counter, diseases_of
+from vlm3d.inference.head_contradictions import ReportMender, diseases_of
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.preprocessing.intensity import window_in_place
@@ -133,16 +133,33 @@ def test_findings_enter_the_report_at_their_thresholds(model: VLM3DMultiTask, st
 
 def test_contradictions_are_counted_with_the_models_own_heads(model: VLM3DMultiTask, store: Path) -> None:
     seen: list[HeadFindings] = []
-    count = contradiction_counter(model)
+    flag = ReportMender(model, "flag")
 
-    def counted(text: str, heads: HeadFindings) -> int:
+    def flagged(text: str, heads: HeadFindings) -> MendedReport:
         seen.append(heads)
-        return count(text, heads)
+        return flag(text, heads)
 
     dataset = PreparedDataset(store, ("test",))
-    figures = evaluate_model(model, dataset, QUICK, run=RUN, count_contradictions=counted).figures
-    assert figures["grounding"]["contradictions_checked"] == len(seen) == 3
+    evaluation = evaluate_model(model, dataset, QUICK, run=RUN, mend=flagged)
+    grounding = evaluation.figures["grounding"]
+    assert grounding["contradictions_checked"] == len(seen) == 3
+    assert grounding["no_contradiction"] == grounding["no_contradiction_written"]
     bare = replace(seen[0], pieces={}, probabilities=dict.fromkeys(DISEASE_NAMES, 0.1))
-    assert count("Findings:\nPleural effusion on the left.", bare) == 1
-    assert count("Findings:\nNo pleural effusion.", bare) == 0
+    assert flag("Findings:\nPleural effusion on the left.", bare).contradictions == 1
+    assert flag("Findings:\nNo pleural effusion.", bare).contradictions == 0
     assert check_report("Findings:\nCardiomegaly.", diseases_of(bare), []).contradictions
+
+
+def test_a_repaired_report_is_what_is_scored(model: VLM3DMultiTask, store: Path) -> None:
+    dataset = PreparedDataset(store, ("test",))
+    every = Thresholds(np.full(len(DISEASE_NAMES), 1e-6), "made up")
+    run = replace(RUN, mask_threshold=0.99)
+    flagged, repaired = (
+        evaluate_model(model, dataset, QUICK, run=run, thresholds=every, mend=ReportMender(model, policy))
+        for policy in ("flag", "repair")
+    )
+    before, after = flagged.figures["grounding"], repaired.figures["grounding"]
+    assert before["no_contradiction"] == after["no_contradiction_written"] == 0.0
+    assert after["no_contradiction"] == 1.0
+    for pair in repaired.cases.reports:
+        assert "Hiatal hernia." in pair.predicted

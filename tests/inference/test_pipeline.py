@@ -219,7 +219,7 @@ def test_a_task_that_was_never_trained_is_named_in_the_note() -> None:
 
 def test_a_report_is_checked_against_its_own_findings(pipeline: Pipeline) -> None:
     phantom = coarse_phantom()
-    base = PredictionSettings(max_new_tokens=4, classification_threshold=1e-6)
+    base = PredictionSettings(max_new_tokens=4, classification_threshold=1e-6, on_contradiction="flag")
     flagged = pipeline(phantom.volume, base, mask=phantom.regions).prediction
     check = flagged.report.check
     assert check is not None

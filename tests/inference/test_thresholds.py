@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from vlm3d.model.checkpoint import (
     read_thresholds,
     write_thresholds,
 )
+from vlm3d.model.head_fusion import HeadFusion, Mix
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 PLAIN = PredictionSettings(anatomy="none", report=False)
@@ -94,6 +96,8 @@ def test_thresholds_of_other_weights_are_refused_and_dropped_on_saving(
         json.dumps({"values": {"Emphysema": 1.5}, "source": "", "fingerprint": ""}),
         json.dumps({"values": {"Emphysema": "low"}, "source": "", "fingerprint": ""}),
         '{"values": {"Emphysema": NaN}, "source": "", "fingerprint": ""}',
+        json.dumps({"values": {}, "source": "", "fingerprint": "", "fusion": {"diseases": {}}}),
+        json.dumps({"values": {}, "source": "", "fingerprint": "", "fusion": 1}),
     ],
 )
 def test_damaged_thresholds_are_one_line(folder: Path, content: str) -> None:
@@ -121,3 +125,51 @@ def test_tuning_writes_them_beside_the_weights(model: VLM3DMultiTask, folder: Pa
     assert "valid" in tuned.source
     assert set(tuned.values.values()) != {0.5}
     assert load_pipeline(folder, with_report=False, device="cpu").thresholds == tuned
+
+
+def fused(model: VLM3DMultiTask, offset: float) -> StoredThresholds:
+    """The nodule's probability and presence are those of an offset alone."""
+    mix = Mix(0.0, {"lung_nodule": 0.0}, offset)
+    fusion = HeadFusion({"Lung nodule": mix}, {"lung_nodule": mix}, {"lung_nodule": 0.5})
+    return replace(stored(model), fusion=fusion)
+
+
+@pytest.mark.parametrize("offset", [-3.0, 3.0])
+def test_a_lesion_is_drawn_only_where_both_heads_together_find_it(
+    model: VLM3DMultiTask, folder: Path, offset: float
+) -> None:
+    volume, settings = coarse_phantom().volume, replace(PLAIN, localization_threshold=1e-6)
+    plain = load_pipeline(folder, with_report=False, device="cpu")(volume, settings)
+    write_thresholds(folder, fused(model, offset))
+    found = load_pipeline(folder, with_report=False, device="cpu")(volume, settings)
+    for lesion, alone in zip(found.prediction.lesions, plain.prediction.lesions, strict=True):
+        assert alone.presence is None
+        assert found.masks[lesion.key].any() == (offset > 0 or lesion.key != "lung_nodule")
+        if lesion.key != "lung_nodule":
+            assert lesion == alone
+    nodule = found.prediction.lesions[-1]
+    assert nodule.presence == pytest.approx(1 / (1 + math.exp(-offset)))
+    assert nodule.presence_threshold == 0.5
+    disease = next(item for item in found.prediction.diseases if item.name == "Lung nodule")
+    assert disease.probability == pytest.approx(nodule.presence)
+
+
+def test_a_fusion_of_another_localizer_is_refused(model: VLM3DMultiTask, folder: Path) -> None:
+    write_thresholds(folder, fused(model, 1.0))
+    other = small_model(with_text=False)
+    with torch.no_grad():
+        next(other.localizer.unet.parameters()).add_(1.0)
+    with pytest.raises(CheckpointError, match="other weights"):
+        thresholds_for(other, folder)
+
+
+def test_a_localizer_that_learned_is_weighed_in(model: VLM3DMultiTask, folder: Path, tmp_path: Path) -> None:
+    store = phantom_store(tmp_path / "store", model.config, train=1, valid=14)
+    trained = small_model(with_text=False)
+    trained.untrained_tasks = ()
+    trained.save_pretrained(folder)
+    fusion = tune_checkpoint(folder, store).fusion
+    assert fusion is not None
+    assert fusion.lesions
+    assert set(fusion.lesions) == set(fusion.lesion_thresholds)
+    assert read_thresholds(folder) == thresholds_for(VLM3DMultiTask.from_pretrained(folder), folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm3d.config import LocalizerConfig, load_config
-from vlm3d.model.attention_unet import scale_channels
+from vlm3d.model.attention_unet import CollectedNorm, scale_channels
 from vlm3d.model.localization_module import LesionLocalizationModule
 from vlm3d.model.patch_embedding import scale_strides
 
@@ -111,3 +111,40 @@ def test_the_large_localizer_has_45_million_parameters() -> None:
         module = LesionLocalizationModule(config.localizer, config.vision.embed_dim, 768)
     count = sum(parameter.numel() for parameter in module.parameters())
     assert abs(count / 45e6 - 1) < 0.10
+
+
+def test_statistics_are_collected_over_several_scans_and_stand_still_on_one() -> None:
+    norm = CollectedNorm(3).train()
+    several, one = torch.randn(4, 3, 2, 2, 2) * 3 + 5, torch.randn(1, 3, 2, 2, 2)
+    peer = torch.nn.BatchNorm3d(3, momentum=0.05).train()
+    torch.testing.assert_close(norm(several), peer(several))
+    assert norm.running_mean is not None
+    collected = norm.running_mean.clone()
+    assert collected.abs().min() > 0
+    trained = norm(one)
+    assert torch.equal(norm.running_mean, collected)
+    assert torch.equal(trained, norm.eval()(one))
+    assert "num_batches_tracked" not in norm.state_dict()
+
+
+def test_a_voxel_is_drawn_alike_whatever_lies_far_from_it() -> None:
+    """As no norm over a scan's own space would."""
+    module = build().eval()
+    near = torch.randn(1, 1, 8, 32, 32)
+    long = torch.cat([near, torch.full((1, 1, 8, 32, 160), -1.0)], dim=-1)
+    far = long.clone()
+    far[..., 160:] = 1.0
+    patches = torch.zeros(1, 2 * 2 * 12, 32)
+    first, second = (module(volume, patches, (2, 2, 12)).mask_logits_BLDHW for volume in (long, far))
+    torch.testing.assert_close(first[..., :32], second[..., :32])
+    assert not torch.allclose(first[..., -32:], second[..., -32:], atol=1e-2)
+
+
+def test_spots_are_seen_where_shells_are_given() -> None:
+    module = LesionLocalizationModule(CONFIG, 32, 24, peak_shells=[(1, 2, 2), (2, 4, 4)])
+    plain = LesionLocalizationModule(CONFIG, 32, 24)
+    assert (
+        module.unet.stem.conv.in_channels == plain.unet.stem.conv.in_channels + 4
+    )  # a spot and a hole at each shell
+    volume = torch.randn(2, 1, 8, 32, 32)
+    assert module(volume, torch.randn(2, 8, 32), (2, 2, 2)).mask_logits_BLDHW.shape == (2, 5, 8, 32, 32)

@@ -10,7 +10,7 @@ import torch
 
 from vlm3d.config import VisionConfig
 from vlm3d.model.patch_histogram import PatchHistogram
-from vlm3d.model.patch_peaks import SHAPES, patch_peaks, standing_out
+from vlm3d.model.patch_peaks import NEAR, SHAPES, box_mean, patch_peaks, spots_and_holes, standing_out
 
 SHELL = (1, 2, 3)
 
@@ -93,3 +93,14 @@ def test_shells_need_groups_and_reach() -> None:
         VisionConfig(peak_shells=((2, 2, 2),))
     with pytest.raises(ValueError, match="at least 1 voxel"):
         VisionConfig(region_groups=((1,),), peak_shells=((0, 2, 2),))
+
+
+def test_channels_are_spots_and_holes_of_the_smoothed_first_channel() -> None:
+    volume = torch.rand(2, 2, 4, 6, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    shells = [SHELL, (1, 1, 1)]
+    found = spots_and_holes(volume, shells)
+    assert found.shape == (2, 4, 4, 6, 7)
+    near = box_mean(volume[:, :1], NEAR)[:, 0]
+    for number, shell in enumerate(shells):
+        expected = 2 * standing_out(near, shell)[:, :2]
+        torch.testing.assert_close(found[:, 2 * number : 2 * number + 2], expected)

@@ -42,12 +42,13 @@ class GroundedReport:
 
     Attributes:
         patient_id: Intervals are drawn over patients.
-        text: As the model wrote it.
+        text: As it is handed out.
         true_report: The radiologist's, or a phantom's.
         labels_K: True labels, NaN where unknown.
         probabilities_K: The classifier's.
         located: True findings with their places; empty where these are unknown.
         contradictions: Of the text with the model's own heads; None where that was not checked.
+        contradictions_written: Of what the language model wrote, before anything was mended.
     """
 
     patient_id: str
@@ -57,6 +58,7 @@ class GroundedReport:
     probabilities_K: Floats
     located: Sequence[LocatedFinding] = ()
     contradictions: int | None = None
+    contradictions_written: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,20 @@ def grounding_section(
     """
     patients = [report.patient_id for report in reports]
     places = [place_counts(report) for report in reports]
-    checked = [report.contradictions for report in reports]
     value_NM = np.array(
         [
-            [form_score(report.text) == 1, np.nan if count is None else count == 0]
-            for report, count in zip(reports, checked, strict=True)
+            [
+                form_score(report.text) == 1,
+                *(
+                    np.nan if count is None else count == 0
+                    for count in (report.contradictions, report.contradictions_written)
+                ),
+            ]
+            for report in reports
         ],
         dtype=np.float64,
     )
-    valid, consistent = _means(value_NM, patients, intervals)
+    valid, consistent, consistent_written = _means(value_NM, patients, intervals)
     return {
         "reports": len(reports),
         "thresholds": thresholds.source,
@@ -142,7 +149,8 @@ def grounding_section(
         "right_lobe": _place_share([place["lobe"] for place in places], patients, intervals),
         "valid_format": valid,
         "no_contradiction": consistent,
-        "contradictions_checked": sum(count is not None for count in checked),
+        "no_contradiction_written": consistent_written,
+        "contradictions_checked": sum(report.contradictions is not None for report in reports),
         "bleu_4": _bleu_4(reports, patients, intervals),
     }
 

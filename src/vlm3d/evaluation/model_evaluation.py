@@ -43,7 +43,24 @@ from vlm3d.model.multi_task_model import VLM3DMultiTask
 __all__ = ["ModelRun", "evaluate_model", "predict_case", "tune_on_store"]
 
 OnCase = Callable[[CaseFindings, CaseFindings], None]
-CountContradictions = Callable[[str, HeadFindings], int]
+
+
+@dataclass(frozen=True)
+class MendedReport:
+    """A report after it was held against the heads that it was written from.
+
+    Attributes:
+        text: As it is handed out.
+        contradictions: That remain in it.
+        contradictions_written: That the language model wrote.
+    """
+
+    text: str
+    contradictions: int
+    contradictions_written: int
+
+
+MendReport = Callable[[str, HeadFindings], MendedReport]
 
 
 def evaluate_model(
@@ -56,7 +73,7 @@ def evaluate_model(
     thresholds: Thresholds | None = None,
     name: str = "model",
     on_case: OnCase | None = None,
-    count_contradictions: CountContradictions | None = None,
+    mend: MendReport | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict and score cases of a prepared store.
@@ -72,8 +89,8 @@ def evaluate_model(
         name: What the figures call the model.
         on_case: Called with prediction and truth of each case before they are let go, for samples and pictures. The
             masks and scans of a batch of reports are in memory together then.
-        count_contradictions: Counts what a report says against the heads that it was written from; without it that is
-            not told.
+        mend: Holds a report against the heads that it was written from, as ``vlm3d predict`` does; without it reports
+            stay as they are written and their contradictions are not told.
         progress: Called with the number of cases done and of all.
 
     Raises:
@@ -89,7 +106,7 @@ def evaluate_model(
     dataset.check(model.config.preprocessing)
     drawn = [lesion.key for lesion in model.lesions if lesion.key in LESION_KEYS]
     cases = CollectedCases(key_slices_per_lesion=settings.key_slices)
-    batch = _ReportBatch(model, run, cases, on_case, count_contradictions)
+    batch = _ReportBatch(model, run, cases, on_case, mend)
     for done, index in enumerate(chosen, start=1):
         found = run_heads(model, dataset, index, run, thresholds)
         cases.add(found.predicted, found.true, run.parts, drawn)
@@ -120,7 +137,7 @@ class _ReportBatch:
     run: ModelRun
     cases: CollectedCases
     on_case: OnCase | None
-    count_contradictions: CountContradictions | None
+    mend: MendReport | None
     grounded: list[GroundedReport] = field(default_factory=list)
     waiting: list[tuple[CasePrediction, list[LocationFact]]] = field(default_factory=list)
 
@@ -149,24 +166,31 @@ class _ReportBatch:
         unwritten = len(self.cases.reports) - len(prompts)
         for found, located in self.waiting:
             if found.prompt_PM is not None:
-                found = found.with_report(next(texts))
-                self._keep(found, located, unwritten)
+                assert found.heads is not None
+                text = next(texts)
+                mended = None if self.mend is None else self.mend(text, found.heads)
+                found = found.with_report(text if mended is None else mended.text)
+                self._keep(found, mended, located, unwritten)
                 unwritten += 1
             if self.on_case is not None:
                 self.on_case(found.predicted, found.true)
         self.waiting.clear()
 
-    def _keep(self, found: CasePrediction, located: list[LocationFact], place: int) -> None:
+    def _keep(
+        self,
+        found: CasePrediction,
+        mended: MendedReport | None,
+        located: list[LocationFact],
+        place: int,
+    ) -> None:
         """Put a report where its place was kept free, and among those to ground."""
-        text, heads, scores_K = found.predicted.report, found.heads, found.predicted.scores_K
+        text, scores_K = found.predicted.report, found.predicted.scores_K
         assert text is not None
-        assert heads is not None
         assert scores_K is not None
         pair = self.cases.reports[place]
         assert pair.case_id == found.true.case_id, "reports are written in the order of their cases"
         self.cases.reports[place] = replace(pair, predicted=text)
         labels_K = found.true.scores_K
-        counted = None if self.count_contradictions is None else self.count_contradictions(text, heads)
         self.grounded.append(
             GroundedReport(
                 found.true.patient_id,
@@ -175,7 +199,8 @@ class _ReportBatch:
                 np.full(len(scores_K), np.nan) if labels_K is None else labels_K,
                 scores_K,
                 located,
-                counted,
+                None if mended is None else mended.contradictions,
+                None if mended is None else mended.contradictions_written,
             )
         )
 

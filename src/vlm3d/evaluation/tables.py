@@ -158,6 +158,7 @@ def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[s
             f"no contradiction with the heads ({content['contradictions_checked']} checked)",
             number(content["no_contradiction"]),
         ],
+        ["  as the language model wrote them", number(content["no_contradiction_written"])],
         ["BLEU-4, as the challenge reads words", number(content["bleu_4"])],
     ]
     width = max(len(name) for name, _ in rows)

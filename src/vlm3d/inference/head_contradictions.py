@@ -5,32 +5,37 @@ from __future__ import annotations
 import numpy as np
 
 from vlm3d.evaluation.case_prediction import HeadFindings
+from vlm3d.evaluation.model_evaluation import MendedReport
+from vlm3d.inference.consistency import repair_report
 from vlm3d.inference.contradictions import check_report
 from vlm3d.inference.lesion_record import listed_piece
-from vlm3d.inference.prediction import DiseaseFinding, LesionFinding
+from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Policy
 from vlm3d.inference.uncertainty import entropy_bits
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.volume import Volume
 
 
-def contradiction_counter(model: VLM3DMultiTask) -> ContradictionCounter:
-    """Counts what contradicts this model's heads."""
-    return ContradictionCounter({lesion.key: lesion.name for lesion in model.lesions})
-
-
-class ContradictionCounter:
-    """Holds a report against the findings that it was written from, as ``vlm3d predict`` does.
+class ReportMender:
+    """Holds a report against the findings that it was written from and mends it, as ``vlm3d predict`` does.
 
     Args:
-        lesion_names: By key.
+        model: Whose reports they are.
+        policy: ``"flag"`` leaves a report as it is written; ``"repair"`` is that of
+            `vlm3d.inference.consistency.repair_report`.
     """
 
-    def __init__(self, lesion_names: dict[str, str]) -> None:
-        self._lesion_names = lesion_names
+    def __init__(self, model: VLM3DMultiTask, policy: Policy = "repair") -> None:
+        self.policy = policy
+        self._lesion_names = {lesion.key: lesion.name for lesion in model.lesions}
 
-    def __call__(self, text: str, heads: HeadFindings) -> int:
-        """Number of contradictions of a report with the heads of its scan."""
-        return len(check_report(text, diseases_of(heads), self._lesions(heads)).contradictions)
+    def __call__(self, text: str, heads: HeadFindings) -> MendedReport:
+        """The report that is handed out, and how often it contradicts its heads before and after."""
+        diseases, lesions = diseases_of(heads), self._lesions(heads)
+        written = len(check_report(text, diseases, lesions).contradictions)
+        if not written or self.policy != "repair":
+            return MendedReport(text, written, written)
+        mended, _ = repair_report(text, diseases, lesions)
+        return MendedReport(mended, len(check_report(mended, diseases, lesions).contradictions), written)
 
     def _lesions(self, heads: HeadFindings) -> list[LesionFinding]:
         grid = Volume(np.zeros((1, 1, 1), np.int16), heads.affine)  # a piece's center needs the affine alone

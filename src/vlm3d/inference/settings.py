@@ -44,7 +44,7 @@ class PredictionSettings:
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 0
-    on_contradiction: Policy = "flag"
+    on_contradiction: Policy = "repair"
     regenerate_attempts: int = 3
 
     def __post_init__(self) -> None:

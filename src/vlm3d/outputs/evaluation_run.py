@@ -12,6 +12,7 @@ from vlm3d.evaluation.evaluation_files import check_folder, write_evaluation
 from vlm3d.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate
 from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.prediction_files import read_findings
+from vlm3d.inference.prediction import Policy
 from vlm3d.io import write_atomically
 from vlm3d.labels import DISEASE_NAMES
 
@@ -72,6 +73,7 @@ def evaluate_checkpoint(
     thresholds: Thresholds | None = None,
     reports: bool = False,
     report_batch: int = 8,
+    on_contradiction: Policy = "repair",
     device: str = "auto",
     say: Say,
 ) -> Evaluation:
@@ -87,6 +89,7 @@ def evaluate_checkpoint(
             stored with the checkpoint, else `settings.threshold`.
         reports: Whether to write reports too.
         report_batch: Reports that are written side by side.
+        on_contradiction: What happens to a report that contradicts its own heads: ``"flag"`` or ``"repair"``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         say: Receives lines of progress.
 
@@ -97,13 +100,15 @@ def evaluate_checkpoint(
     """
     from vlm3d.datasets.prepared import PreparedDataset
     from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, tune_on_store
-    from vlm3d.inference.head_contradictions import contradiction_counter
+    from vlm3d.inference.head_contradictions import ReportMender
     from vlm3d.inference.loading import choose_device
     from vlm3d.inference.thresholds import threshold_of, thresholds_for
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     if report_batch < 1:
         raise ConfigError(f"reports are written in batches of 1 or more, got {report_batch}")
+    if on_contradiction == "regenerate":
+        raise ConfigError("an evaluation writes each report once: on_contradiction is flag or repair")
     dataset = PreparedDataset(store, None if split == "all" else (split,))
     if not dataset.cases:
         raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
@@ -132,7 +137,7 @@ def evaluate_checkpoint(
         run=ModelRun(reports=reports, report_batch=report_batch, fusion=fusion),
         thresholds=thresholds,
         name=Path(checkpoint).name or str(checkpoint),
-        count_contradictions=contradiction_counter(model),
+        mend=ReportMender(model, on_contradiction),
         progress=_every_tenth(say, "case"),
     )
 
