@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from vlm3d.model.decoding_engine import Step, TransformersEngine, cache_argument
 from vlm3d.model.language_model import LanguageModel, load_language_model
 from vlm3d.model.llama_engine import LlamaEngine
 from vlm3d.model.llama_weights import llama_weights, transformers_model
+from vlm3d.model.phrase_memory import CONTEXTS, TEXTS, PhraseMemory
 from vlm3d.model.report_decoding import ReportDecoder, continue_prompts, ended, open_engine, whole_sentences
 from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, format_report, parse_report, tidy
 from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
@@ -325,7 +327,10 @@ def test_samples_differ_and_the_first_is_the_single_one() -> None:
     groups = decoder.write_all(prompts, 3)
     assert [len(group) for group in groups] == [3, 3]
     assert len({report.text for group in groups for report in group}) == 6
-    assert groups == decoder.write_all(prompts, 3)
+    again = decoder.write_all(prompts, 3)  # now guessed from the first ones: the same words
+    assert [[r.token_ids for r in group] for group in again] == [
+        [r.token_ids for r in group] for group in groups
+    ]
     assert [group[0].text for group in groups] == [decoder.write(prompt[None]).text for prompt in prompts]
     with pytest.raises(ValueError, match="num_samples"):
         decoder.write_all(prompts, 0)
@@ -379,3 +384,82 @@ def test_a_real_language_model_writes_what_generate_writes() -> None:
     written = continue_prompts(open_engine(llm), prompts, DecodingSettings(max_new_tokens=24), 2)
     for prompt, group in zip(prompts, written, strict=True):
         assert group == [generated(llm, prompt, 24)] * 2
+
+
+class CountingEngine(LlamaEngine):
+    """Counts its passes and the tokens in them."""
+
+    passes = 0
+    tokens = 0
+
+    def feed(self, steps: Sequence[Step]) -> torch.Tensor:
+        self.passes += 1
+        self.tokens += sum(len(step.token_ids) for step in steps)
+        return super().feed(steps)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_guesses_save_passes_and_change_no_word(temperature: float, samples: int) -> None:
+    llm, prompts = small_language_model().eval(), prompts_of([6, 4])
+    settings = DecodingSettings(max_new_tokens=24, temperature=temperature, seed=5)
+    plain, first, second = CountingEngine(llm), CountingEngine(llm), CountingEngine(llm)
+    expected = continue_prompts(plain, prompts, settings, samples)
+    assert plain.passes == 23
+    phrases = PhraseMemory()
+    assert continue_prompts(first, prompts, settings, samples, phrases) == expected
+    assert continue_prompts(second, prompts, settings, samples, phrases) == expected
+    assert first.passes <= 23
+    assert second.passes < 16  # all of it stood before, but for its first tokens
+    assert second.tokens > second.passes * 2 * samples
+
+
+def test_reports_are_written_with_the_same_words_from_memory() -> None:
+    llm, prompt = small_language_model().eval(), prompts_of([6])[0]
+    for temperature in (0.0, 0.8):
+        settings = DecodingSettings(max_new_tokens=60, temperature=temperature)
+        decoder = ReportDecoder(llm, settings)
+        alone, again = decoder.write(prompt[None]), decoder.write(prompt[None])
+        assert again.token_ids == alone.token_ids
+        assert again.chosen == alone.chosen
+        torch.testing.assert_close(
+            torch.tensor(again.log_probs), torch.tensor(alone.log_probs), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_what_follows_is_told_after_each_guess() -> None:
+    llm, prompts = small_language_model().eval(), prompts_of([6, 3])
+    for make in (LlamaEngine, TransformersEngine):
+        engine, alone = make(llm), make(llm)
+        for opened in (engine, alone):
+            opened.start(prompts, 1, 20)
+        told = engine.feed([Step(0, [7, 8, 9], 2), Step(0, [11, 12], 0)])
+        assert len(told) == 4
+        rows = [alone.feed([Step(n, [7 + n]), Step(min(n, 1), [11 + min(n, 1)])]) for n in range(3)]
+        for place in range(3):
+            torch.testing.assert_close(told[place], rows[place][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(told[3], rows[1][1], atol=1e-4, rtol=1e-4)
+        # what was guessed wrongly is forgotten
+        told = engine.feed([Step(1, [5]), Step(2, [6])])
+        rows_after = alone.feed([Step(1, [5]), Step(2, [6])])
+        torch.testing.assert_close(told, rows_after, atol=1e-4, rtol=1e-4)
+
+
+def test_a_memory_guesses_what_followed_and_forgets_the_oldest() -> None:
+    phrases = PhraseMemory()
+    text = list(range(10, 20))
+    phrases.note(text, 0)
+    assert phrases.guess([3, 11, 12], 4) == [13, 14, 15, 16]
+    assert phrases.guess([3, 17, 18], 4) == [19]
+    assert phrases.guess([12, 11], 4) == []
+    assert phrases.guess([11], 4) == []
+    text += [11, 12]
+    phrases.note(text, 10)
+    assert phrases.guess(text, 2) == [13, 14]  # as where they stood first: nothing follows them yet at the end
+    phrases.close(text)
+    for number in range(TEXTS):
+        other = [100 + number] * 3
+        phrases.note(other, 0)
+        phrases.close(other)
+    assert phrases.guess([13, 14], 4) == []
+    assert max(CONTEXTS) > min(CONTEXTS) > 1

@@ -1,7 +1,8 @@
 """Running the language model for several texts at once, each with its own length, after prompts read once.
 
 Shapes: B prompts, R rows (one a text, the samples of a prompt side by side), T tokens, P prompt tokens,
-M width, V vocabulary, H key-value heads, L cached tokens, D channels of a head, N tokens of all rows.
+M width, V vocabulary, H key-value heads, L cached tokens, D channels of a head, N tokens of all rows, S of them whose
+successors are told.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,10 +28,12 @@ class Step(NamedTuple):
     Attributes:
         keep: Tokens after the prompt that it remembers; later ones are forgotten.
         token_ids: Tokens that follow them; at least one.
+        guessed: How many of these, at the end, are guesses: what follows each of them is told too.
     """
 
     keep: int
     token_ids: list[int]
+    guessed: int = 0
 
 
 class DecodingEngine(Protocol):
@@ -49,7 +53,15 @@ class DecodingEngine(Protocol):
         ...
 
     def feed(self, steps: Sequence[Step]) -> Tensor:
-        """Read tokens, one step an open row; returns the logits (R, V) of the token that follows."""
+        """Read tokens, one step an open row.
+
+        Returns:
+            Logits (S, V) of the tokens that follow: row after row, those after its last ``1 + guessed`` tokens.
+        """
+        ...
+
+    def guesses(self, rows: int) -> int:
+        """Guessed tokens a row that a step of so many rows takes at little cost."""
         ...
 
     def keep_rows(self, rows: Sequence[int]) -> None:
@@ -67,7 +79,7 @@ class Layout:
         position_N: Its position in its row's text, the prompt included.
         width: T, the longest step.
         length: L, cached tokens of the longest row after this step.
-        last_R: Index of each row's last token.
+        told_S: Indices of the tokens whose successors are told.
     """
 
     row_N: Tensor
@@ -75,17 +87,27 @@ class Layout:
     position_N: Tensor
     width: int
     length: int
-    last_R: Tensor
+    told_S: Tensor
 
     @classmethod
-    def of(cls, starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Layout:
-        """Lay out ``counts`` tokens a row from the positions ``starts``."""
+    def of(
+        cls,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        device: torch.device,
+        guessed: Sequence[int] | None = None,
+    ) -> Layout:
+        """Lay out ``counts`` tokens a row from the positions ``starts``, the last ``guessed`` of which are guesses."""
         rows = [row for row, count in enumerate(counts) for _ in range(count)]
         places = [place for count in counts for place in range(count)]
         positions = [starts[row] + place for row, place in zip(rows, places, strict=True)]
-        last = torch.tensor(counts, device=device).cumsum(0) - 1
+        told = list[int]()
+        for row, end in enumerate(accumulate(counts)):
+            told += range(end - 1 - (guessed[row] if guessed else 0), end)
         row_N, place_N, position_N = torch.tensor([rows, places, positions], device=device)
-        return cls(row_N, place_N, position_N, max(counts), max(positions) + 1, last)
+        return cls(
+            row_N, place_N, position_N, max(counts), max(positions) + 1, torch.tensor(told, device=device)
+        )
 
     def pad(self, packed_N: Tensor, rows: int) -> Tensor:
         """Spread (N, ...) over (R, T, ...), zeros where a row has fewer tokens."""
@@ -127,9 +149,18 @@ class TransformersEngine:
     def feed(self, steps: Sequence[Step]) -> Tensor:
         """See `DecodingEngine.feed`."""
         starts = [length + step.keep for length, step in zip(self._prompt_lengths, steps, strict=True)]
-        layout = Layout.of(starts, [len(step.token_ids) for step in steps], self._llm.device)
+        layout = Layout.of(
+            starts,
+            [len(step.token_ids) for step in steps],
+            self._llm.device,
+            [step.guessed for step in steps],
+        )
         embedded_NM = self._llm.embed_ids([token for step in steps for token in step.token_ids])
         return self._run(layout.pad(embedded_NM, len(steps)), layout)
+
+    def guesses(self, rows: int) -> int:
+        """None: what a step costs is not known of every architecture."""
+        return 0
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """See `DecodingEngine.keep_rows`."""
@@ -143,19 +174,18 @@ class TransformersEngine:
         mask_R1TL = torch.zeros(seen_RTL.shape, dtype=embeddings_RTM.dtype, device=seen_RTL.device)[:, None]
         mask_R1TL = mask_R1TL.masked_fill(~seen_RTL[:, None], torch.finfo(mask_R1TL.dtype).min)
         self._cache.layout = layout
-        last_place_R = layout.place_N[layout.last_R]
-        shortest = int(last_place_R.min())
+        told_row_S, told_place_S = layout.row_N[layout.told_S], layout.place_N[layout.told_S]
+        first = int(told_place_S.min())
         output = self._llm(
             embeddings_RTM,
             attention_mask=mask_R1TL,
             position_ids=position_RT,
             use_cache=True,
-            logits_to_keep=width - shortest,
+            logits_to_keep=width - first,
             **{self._cache_argument: self._cache},
         )
-        index_R = torch.arange(rows, device=last_place_R.device)
-        logits_RV: Tensor = output.logits[index_R, last_place_R - shortest].float()
-        return logits_RV
+        logits_SV: Tensor = output.logits[told_row_S, told_place_S - first].float()
+        return logits_SV
 
 
 class RowCache(Cache):

@@ -23,6 +23,9 @@ from vlm3d.model.llama_weights import LlamaWeights, llama_weights
 _FEW_ROWS = 16
 """Up to so many rows go faster through a projection as its columns, where weights are float32 (benchmarks/report.py)."""
 
+_MOST_GUESSES = 7
+"""More are seldom right to the end."""
+
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """Layer number, queries (N, H, G, D), keys and after them values (N, 2H, D) -> attended (N, H * G * D)."""
 
@@ -63,7 +66,10 @@ class LlamaEngine:
         """See `DecodingEngine.feed`."""
         tokens = torch.tensor([token for step in steps for token in step.token_ids])
         own = Layout.of(
-            [step.keep for step in steps], [len(step.token_ids) for step in steps], self._llm.device
+            [step.keep for step in steps],
+            [len(step.token_ids) for step in steps],
+            self._llm.device,
+            [step.guessed for step in steps],
         )
         prompt_N = torch.tensor(self._lengths, device=self._llm.device)[own.row_N]
         newest = own.width == 1 and all(step.keep == own.length - 1 for step in steps)
@@ -72,7 +78,11 @@ class LlamaEngine:
             self._attention_of_newest(own) if newest and of_one_scan else self._attention_after_prompt(own)
         )
         x_NM = self._layers(self._llm.embed(tokens), prompt_N + own.position_N, attend)
-        return self._logits(x_NM[own.last_R])
+        return self._logits(x_NM[own.told_S])
+
+    def guesses(self, rows: int) -> int:
+        """As many as make `_FEW_ROWS` tokens with what the rows read for sure; see `_project`."""
+        return max(0, min(_MOST_GUESSES, _FEW_ROWS // rows - 1))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """See `DecodingEngine.keep_rows`."""

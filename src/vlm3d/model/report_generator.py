@@ -23,6 +23,7 @@ from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.language_model import LanguageModel, load_language_model, meta_language_model
 from vlm3d.model.llm_architectures import hidden_size
 from vlm3d.model.location import LesionLocationInjector
+from vlm3d.model.phrase_memory import PhraseMemory
 from vlm3d.model.projector import VisionToLLMProjector
 from vlm3d.model.report_decoding import DecodingSettings, GeneratedReport, ReportDecoder
 from vlm3d.model.report_sections import (
@@ -114,6 +115,7 @@ class ReportGenerator(nn.Module):
         )
         self.llm: LanguageModel | None = None
         self._waiting_adapters: dict[str, Tensor] | None = None
+        self._phrases = PhraseMemory()
         if llm is not None:
             self.attach_llm(llm)
 
@@ -333,7 +335,8 @@ class ReportGenerator(nn.Module):
             seed=seed,
         )
         with evaluating(self):
-            return ReportDecoder(self._llm(), settings, on_text).write_all(prompts, num_samples)
+            decoder = ReportDecoder(self._llm(), settings, on_text, self._phrases)
+            return decoder.write_all(prompts, num_samples)
 
     def tokenize_reports(
         self, reports: Sequence[str], max_length: int | None = None, device: torch.device | str | None = None
