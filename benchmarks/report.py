@@ -25,7 +25,8 @@ from measuring import best_seconds, machine
 from vlm3d.model.decoding_engine import TransformersEngine
 from vlm3d.model.language_model import LanguageModel, load_language_model
 from vlm3d.model.llama_weights import llama_weights
-from vlm3d.model.report_decoding import DecodingSettings, continue_prompts, open_engine
+from vlm3d.model.report_decoding import continue_prompts, open_engine
+from vlm3d.model.token_choice import DecodingSettings
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 VISUAL_TOKENS, TEXT_TOKENS, SAMPLES = 288, 64, 4

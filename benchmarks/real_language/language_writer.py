@@ -16,15 +16,9 @@ from vlm3d.errors import CheckpointError
 from vlm3d.io.writing import write_atomically
 from vlm3d.model.decoding_engine import Step
 from vlm3d.model.language_model import LanguageModel
-from vlm3d.model.report_decoding import (
-    DecodingSettings,
-    Writing,
-    open_engine,
-    repeating_tokens,
-    run_in_step,
-    whole_sentences,
-)
-from vlm3d.model.token_choice import TokenChooser
+from vlm3d.model.report_decoding import open_engine, run_in_step
+from vlm3d.model.report_writing import Writing, whole_sentences
+from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
 
 logger = logging.getLogger("real_language")
 

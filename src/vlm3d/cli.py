@@ -91,6 +91,9 @@ def predict(
     ] = True,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest report, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 decodes greedily.")] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="Beams of the search for the likeliest report; 1 is greedy.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, and of untrained weights.")] = 0,
     on_contradiction: Annotated[
         str,
@@ -115,6 +118,7 @@ def predict(
         report=report,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        num_beams=beams,
         seed=seed,
         on_contradiction=_one_of(on_contradiction, "--on-contradiction", ("flag", "regenerate", "repair")),
     )

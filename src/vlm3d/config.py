@@ -179,6 +179,7 @@ class ReportConfig(Section):
     max_new_tokens: int = Field(256, ge=1, description="Longest report, in tokens.")
     temperature: float = Field(0.0, ge=0, description="0 decodes greedily.")
     top_p: float = Field(0.9, gt=0, le=1, description="Nucleus of sampling.")
+    num_beams: int = Field(1, ge=1, description="Beams of the search for the likeliest report; 1 is greedy.")
 
 
 class LossConfig(Section):

@@ -19,8 +19,9 @@ from vlm3d.model.language_model import LanguageModel, load_language_model
 from vlm3d.model.llama_engine import LlamaEngine
 from vlm3d.model.llama_weights import llama_weights, transformers_model
 from vlm3d.model.phrase_memory import CONTEXTS, TEXTS, PhraseMemory
-from vlm3d.model.report_decoding import ReportDecoder, continue_prompts, ended, open_engine, whole_sentences
+from vlm3d.model.report_decoding import ReportDecoder, continue_prompts, open_engine
 from vlm3d.model.report_sections import HEADING_PATTERN, SECTIONS, format_report, parse_report, tidy
+from vlm3d.model.report_writing import ended, whole_sentences
 from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
 
 BODY = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], include_characters="\n")).filter(
@@ -455,7 +456,10 @@ def test_a_memory_guesses_what_followed_and_forgets_the_oldest() -> None:
     assert phrases.guess([11], 4) == []
     text += [11, 12]
     phrases.note(text, 10)
-    assert phrases.guess(text, 2) == [13, 14]  # as where they stood first: nothing follows them yet at the end
+    assert phrases.guess(text, 2) == [
+        13,
+        14,
+    ]  # as where they stood first: nothing follows them yet at the end
     phrases.close(text)
     for number in range(TEXTS):
         other = [100 + number] * 3

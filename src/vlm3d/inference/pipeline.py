@@ -50,8 +50,8 @@ from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.model.report_decoding import GeneratedReport
 from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.model.report_writing import GeneratedReport
 from vlm3d.model.vision_encoder import VisionFeatures
 from vlm3d.preprocessing.orientation import (
     axis_codes,
@@ -366,6 +366,7 @@ class Pipeline:
                 max_new_tokens=settings.max_new_tokens,
                 temperature=temperature,
                 top_p=settings.top_p,
+                num_beams=None if attempt else settings.num_beams,
                 seed=settings.seed + attempt,
             )[0]
 

@@ -28,6 +28,8 @@ class PredictionSettings:
         max_new_tokens: Longest report; None takes the model's own.
         temperature: 0 decodes greedily; None takes the model's own.
         top_p: Nucleus of sampling; None takes the model's own.
+        num_beams: Above 1 the report's sections are the likeliest that so many beams find, at temperature 0; None takes
+            the model's own.
         seed: Makes sampling reproducible.
         on_contradiction: What happens to a report that contradicts the model's own findings: it is flagged, written
             again, or repaired; see `vlm3d.inference.consistency.consistent_report`.
@@ -43,6 +45,7 @@ class PredictionSettings:
     max_new_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    num_beams: int | None = None
     seed: int = 0
     on_contradiction: Policy = "repair"
     regenerate_attempts: int = 3
@@ -60,6 +63,8 @@ class PredictionSettings:
             raise ConfigError(f"temperature is 0 or more, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is above 0 and at most 1, got {self.top_p}")
+        if self.num_beams is not None and (self.num_beams < 1 or (self.num_beams > 1 and self.temperature)):
+            raise ConfigError(f"num_beams is 1 or more, and 1 where words are sampled, got {self.num_beams}")
         if self.on_contradiction not in get_args(Policy):
             raise ConfigError(
                 f"on_contradiction is {', '.join(get_args(Policy))}, got '{self.on_contradiction}'"

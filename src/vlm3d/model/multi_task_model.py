@@ -273,7 +273,7 @@ class VLM3DMultiTask(nn.Module):
             classification_threshold: Probability from which a disease is positive.
             localization_threshold: Probability from which a voxel is lesion.
             generate_report: Whether to write reports.
-            report_generation_config: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``.
+            report_generation_config: ``max_new_tokens``, ``temperature``, ``top_p``, ``num_beams``, ``seed``.
             spacing_mm: As in `forward`.
 
         Returns:

@@ -1,65 +1,25 @@
-"""Write reports word by word under three forced headings, any number of them side by side.
+"""Write reports, any number of them side by side; each is a generator of `vlm3d.model.report_writing`.
 
-Each report is written by a generator that yields what the language model has to read next and receives the
-log-probabilities of the token that follows; `ReportDecoder` runs many of them in step.
-
-Shapes: P prompt tokens, M width of the language model, V vocabulary, R reports that are still written.
+Shapes: P prompt tokens, M width of the language model, V vocabulary, R reports that are still written, T tokens told of.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic
 
 import torch
 from torch import Tensor
 
+from vlm3d.model.beam_search import BeamWriting
 from vlm3d.model.decoding_engine import DecodingEngine, Step, TransformersEngine, log_softmax_rows
 from vlm3d.model.language_model import LanguageModel
 from vlm3d.model.llama_engine import LlamaEngine
 from vlm3d.model.llama_weights import fits
 from vlm3d.model.phrase_memory import PhraseMemory
-from vlm3d.model.report_sections import HEADING_PATTERN, HEADINGS, SEPARATOR, format_report
-from vlm3d.model.token_choice import DecodingSettings, TokenChooser, repeating_tokens
-
-__all__ = ["DecodingSettings", "GeneratedReport", "ReportDecoder", "repeating_tokens"]
-
-SECTION_SHARES = (0.65, 0.25, 0.10)
-"""Of the token budget; what a section leaves over goes to the next."""
-
-_SENTENCE_END = re.compile(r"(?<!^\d)(?<!^\d\d)[.!?](?=\s|$)", re.MULTILINE)
-_ENDING_CHARACTERS = frozenset("\n:*_")
-"""A section ends at a blank line or a heading, so with one of these."""
-
-
-@dataclass(frozen=True)
-class GeneratedReport:
-    """A written report.
-
-    Attributes:
-        text: The report, in the form of `vlm3d.model.report_sections`.
-        mean_surprisal_bits: Mean of -log2 p over its words, headings aside, under the model at temperature 1.
-        num_tokens: Tokens written, headings aside.
-        token_ids: All that stands after the prompt, as the model read it: headings, words and, where the model
-            ended the report by itself, the end token.
-        log_probs: Natural log-probability of each of them at temperature 1; 0 where it was forced.
-        chosen: True where the model chose the token, False where it was forced, as headings are.
-    """
-
-    text: str
-    mean_surprisal_bits: float
-    num_tokens: int
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
-    chosen: tuple[bool, ...] = ()
-
-
-Result = TypeVar("Result")
-Writing = Generator[Step, Tensor, Result]
-"""Yields what the model reads next, receives log-probabilities (V,), returns what it wrote."""
+from vlm3d.model.report_sections import HEADINGS, SEPARATOR
+from vlm3d.model.report_writing import GeneratedReport, ReportWriting, Result, Writing
+from vlm3d.model.token_choice import DecodingSettings, TokenChooser
 
 
 class ReportDecoder:
@@ -110,7 +70,13 @@ class ReportDecoder:
         engine = open_engine(self._llm)
         opening_TM = self._llm.embed_ids(self._headings[0])
         room = max(self._settings.max_new_tokens, len(HEADINGS)) + sum(map(len, self._headings)) + 1
-        logits_BV = engine.start([torch.cat([prompt, opening_TM]) for prompt in prompts], num_samples, room)
+        opened = [torch.cat([prompt, opening_TM]) for prompt in prompts]
+        if self._settings.num_beams > 1:
+            return [
+                [self._likeliest(engine, prompt_PM, room, scan)] * num_samples
+                for scan, prompt_PM in enumerate(opened)
+            ]
+        logits_BV = engine.start(opened, num_samples, room)
         writings = [
             ReportWriting(self._llm, self._settings, self._headings, sample, self._teller(scan, sample)).run()
             for scan in range(len(prompts))
@@ -119,6 +85,12 @@ class ReportDecoder:
         logits_RV = logits_BV.repeat_interleave(num_samples, dim=0)
         reports = run_in_step(engine, writings, logits_RV, self._phrases, room)
         return [reports[first : first + num_samples] for first in range(0, len(reports), num_samples)]
+
+    def _likeliest(self, engine: DecodingEngine, prompt_PM: Tensor, room: int, scan: int) -> GeneratedReport:
+        """One report by beam search; its beams are the engine's rows."""
+        logits_1V = engine.start([prompt_PM], 1, room)
+        writing = BeamWriting(self._llm, self._settings, self._headings, engine, self._teller(scan, 0))
+        return run_in_step(engine, [writing.run()], logits_1V)[0]
 
     def _teller(self, scan: int, sample: int) -> Callable[[str], None] | None:
         tell = self._on_text
@@ -246,158 +218,3 @@ class _Row(Generic[Result]):
             return step
         self._guessed = self._phrases.guess(self._text, min(most, free))
         return Step(step.keep, [*step.token_ids, *self._guessed], len(self._guessed))
-
-
-class ReportWriting:
-    """One report as it is written.
-
-    Args:
-        llm: The language model, for its tokenizer.
-        settings: How words are chosen.
-        headings: Token ids of the three headings, blank lines before them included.
-        sample: Number of this report among those of the same scan.
-        tell: Told of the text as it grows.
-    """
-
-    def __init__(
-        self,
-        llm: LanguageModel,
-        settings: DecodingSettings,
-        headings: Sequence[list[int]],
-        sample: int = 0,
-        tell: Callable[[str], None] | None = None,
-    ) -> None:
-        self._llm = llm
-        self._settings = settings
-        self._headings = headings
-        self._chooser = TokenChooser(settings, sample)
-        self._tell = tell
-        self._bodies: list[str] = []
-        self._token_ids = list(headings[0])
-        self._log_probs = [0.0] * len(headings[0])
-        self._chosen = [False] * len(headings[0])
-        self._pieces: dict[int, str] = {}
-
-    def run(self) -> Writing[GeneratedReport]:
-        """Write the three sections; the first heading has been read with the prompt."""
-        log_p_V = yield Step(0, [])
-        budget, shares, surprisal, written = self._settings.max_new_tokens, list(SECTION_SHARES), 0.0, 0
-        after_prompt = 0
-        for index in range(len(HEADINGS)):
-            following = len(HEADINGS) - 1 - index  # each section that follows needs a token
-            allowed = max(1, min(round(budget * shares[index] / sum(shares[index:])), budget - following))
-            tokens, log_probs, read = yield from self._section(log_p_V, allowed, after_prompt)
-            finished = len(log_probs) > len(tokens) or ended(self._llm.decode(tokens)) is not None
-            body, kept = self._trim(tokens, finished)
-            self._bodies.append(body)
-            self._record(tokens[:kept], log_probs[:kept], chosen=True)
-            surprisal -= sum(log_probs[:kept]) / math.log(2)
-            written += kept
-            budget -= kept
-            read = min(read, kept)
-            if following:
-                heading = self._headings[index + 1]
-                pending = [*tokens[read:kept], *heading]
-                self._record_heading(heading, tokens[kept:], log_probs[kept:])
-                log_p_V = yield Step(after_prompt + read, pending)
-                after_prompt += kept + len(heading)
-            elif len(log_probs) > len(tokens) == kept:
-                self._record([self._end], log_probs[-1:], chosen=True)
-        return GeneratedReport(
-            format_report(*self._bodies),
-            surprisal / written,
-            written,
-            tuple(self._token_ids),
-            tuple(self._log_probs),
-            tuple(self._chosen),
-        )
-
-    def _section(
-        self, log_p_V: Tensor, budget: int, after_prompt: int
-    ) -> Generator[Step, Tensor, tuple[list[int], list[float], int]]:
-        """Write one section's tokens.
-
-        Returns:
-            The tokens without the one that stopped it, their log-probabilities with that one's, and how many
-            tokens of the section the model has read.
-        """
-        tokens: list[int] = []
-        log_probs: list[float] = []
-        while True:
-            banned = self._llm.control_token_ids - self._llm.stop_token_ids
-            banned = banned | set(repeating_tokens(tokens, self._settings.no_repeat_ngram))
-            token = self._chooser.choose(log_p_V, banned, lambda token: self._leaves_text(tokens, token))
-            log_probs.append(float(log_p_V[token]))
-            if token in self._llm.stop_token_ids:
-                self._end = token
-                return tokens, log_probs, len(tokens)
-            tokens.append(token)
-            if self._tell is not None:
-                self._tell(self._text_so_far(tokens))
-            if self._may_end(token) and ended(self._llm.decode(tokens)) is not None:
-                return tokens, log_probs, len(tokens) - 1
-            if len(tokens) == budget:
-                return tokens, log_probs, len(tokens) - 1
-            log_p_V = yield Step(after_prompt + len(tokens) - 1, [token])
-
-    def _record(self, tokens: Sequence[int], log_probs: Sequence[float], *, chosen: bool) -> None:
-        self._token_ids += tokens
-        self._log_probs += log_probs
-        self._chosen += [chosen] * len(tokens)
-
-    def _record_heading(self, heading: list[int], dropped: list[int], log_probs: list[float]) -> None:
-        """Record a forced heading; what the model began of it by itself counts as chosen."""
-        own = next(
-            (n for n, (a, b) in enumerate(zip(heading, dropped, strict=False)) if a != b),
-            min(len(heading), len(dropped)),
-        )
-        self._record(heading[:own], log_probs[:own], chosen=True)
-        self._record(heading[own:], [0.0] * (len(heading) - own), chosen=False)
-
-    def _text_so_far(self, tokens: list[int]) -> str:
-        text = self._llm.decode(tokens)
-        parts = zip(HEADINGS, [*self._bodies, text[: ended(text)].strip()], strict=False)
-        return SEPARATOR.join(heading + body for heading, body in parts)
-
-    def _trim(self, tokens: list[int], finished: bool) -> tuple[str, int]:
-        """Cut what follows the section's end, and a last sentence that the budget broke off."""
-        text = self._llm.decode(tokens)
-        end = ended(text)
-        body = (text if end is None else text[:end]).rstrip("\ufffd").rstrip()
-        if not finished:
-            body = whole_sentences(body)
-        kept = len(tokens)
-        while kept > 1 and len(self._llm.decode(tokens[: kept - 1]).rstrip()) >= len(body):
-            kept -= 1
-        return body.strip(), kept
-
-    def _may_end(self, token: int) -> bool:
-        """Whether a section can end with this token: it holds a character that blank lines and headings need."""
-        if token not in self._pieces:
-            self._pieces[token] = self._llm.decode([token])
-        return not _ENDING_CHARACTERS.isdisjoint(self._pieces[token])
-
-    def _leaves_text(self, tokens: list[int], token: int) -> bool:
-        """Whether the section holds text after this token; none may be empty."""
-        if token in self._llm.stop_token_ids:
-            return bool(tokens)
-        text = self._llm.decode([*tokens, token])
-        return bool(text[: ended(text)].strip("\ufffd \n\r\t"))
-
-
-def ended(text: str) -> int | None:
-    """Where a section's text ends: at a blank line or the next heading; None while it goes on."""
-    body = text.lstrip()
-    ends = [match.start() for match in HEADING_PATTERN.finditer(body)]
-    if SEPARATOR in body:
-        ends.append(body.index(SEPARATOR))
-    return min(ends) + len(text) - len(body) if ends else None
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to its last complete sentence; the whole text where there is none.
-
-    A number with a point ('3.') begins an item of a list and ends no sentence.
-    """
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else text

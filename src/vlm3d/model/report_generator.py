@@ -25,7 +25,7 @@ from vlm3d.model.llm_architectures import hidden_size
 from vlm3d.model.location import LesionLocationInjector
 from vlm3d.model.phrase_memory import PhraseMemory
 from vlm3d.model.projector import VisionToLLMProjector
-from vlm3d.model.report_decoding import DecodingSettings, GeneratedReport, ReportDecoder
+from vlm3d.model.report_decoding import ReportDecoder
 from vlm3d.model.report_sections import (
     HEADINGS,
     SEPARATOR,
@@ -34,7 +34,9 @@ from vlm3d.model.report_sections import (
     parse_report,
     tidy,
 )
+from vlm3d.model.report_writing import GeneratedReport
 from vlm3d.model.strict_loading import copy_strictly
+from vlm3d.model.token_choice import DecodingSettings
 
 __all__ = [
     "DecodingSettings",
@@ -248,17 +250,11 @@ class ReportGenerator(nn.Module):
         prompt_texts: Sequence[str] | None = None,
         evidence: LesionEvidence | None = None,
         region_present_BR: Tensor | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        on_text: Callable[[int, int, str], None] | None = None,
+        **decoding: Any,
     ) -> list[GeneratedReport]:
         """Write one report a scan; the same seed gives the same words.
 
-        Arguments up to ``region_present_BR`` are those of `forward`; the others default to the settings.
-        ``on_text`` is told of each report as it grows: see `ReportDecoder`.
+        Arguments up to ``region_present_BR`` are those of `forward`, the others those of `write`.
         """
         groups = self.generate_samples(
             global_BC,
@@ -268,11 +264,7 @@ class ReportGenerator(nn.Module):
             evidence,
             region_present_BR,
             num_samples=1,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            on_text=on_text,
+            **decoding,
         )
         return [group[0] for group in groups]
 
@@ -287,11 +279,7 @@ class ReportGenerator(nn.Module):
         region_present_BR: Tensor | None = None,
         *,
         num_samples: int,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        on_text: Callable[[int, int, str], None] | None = None,
+        **decoding: Any,
     ) -> list[list[GeneratedReport]]:
         """Write ``num_samples`` reports a scan, whose prompt is read once; sample 0 is what `generate` writes.
 
@@ -302,15 +290,7 @@ class ReportGenerator(nn.Module):
             prompts = self.prompts(
                 global_BC, region_BRC, patch_BNC, prompt_texts, evidence, region_present_BR
             )
-        return self.write(
-            prompts,
-            num_samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            on_text=on_text,
-        )
+        return self.write(prompts, num_samples, **decoding)
 
     @torch.inference_mode()
     def write(
@@ -321,17 +301,30 @@ class ReportGenerator(nn.Module):
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        num_beams: int | None = None,
         seed: int = 0,
         on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[list[GeneratedReport]]:
         """Write ``num_samples`` reports after each of some prompts from `prompts`, all side by side.
 
-        The prompts may come from scans of any size. Other arguments are those of `generate`.
+        Args:
+            prompts: From scans of any size.
+            num_samples: Reports a prompt.
+            max_new_tokens: Longest report; this and what follows defaults to the settings.
+            temperature: 0 takes the likeliest words.
+            top_p: Nucleus of sampling.
+            num_beams: Above 1, at temperature 0, each section is the likeliest that so many beams find.
+            seed: Of sampling.
+            on_text: Told of each report as it grows: see `ReportDecoder`.
         """
+        temperature = self.config.temperature if temperature is None else temperature
+        if num_beams is None:
+            num_beams = 1 if temperature else self.config.num_beams
         settings = DecodingSettings(
             max_new_tokens=self.config.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            temperature=self.config.temperature if temperature is None else temperature,
+            temperature=temperature,
             top_p=self.config.top_p if top_p is None else top_p,
+            num_beams=num_beams,
             seed=seed,
         )
         with evaluating(self):

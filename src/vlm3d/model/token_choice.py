@@ -28,6 +28,8 @@ class DecodingSettings:
         top_p: Sample from the smallest set of words that holds this probability.
         seed: Of the sampling.
         no_repeat_ngram: No run of this many tokens comes twice in a section; 0 lifts the guard.
+        num_beams: Above 1 each section is the likeliest that so many beams find; only at temperature 0.
+        length_penalty: Power of the length that a beam's log-probability is divided by.
     """
 
     max_new_tokens: int = 256
@@ -35,12 +37,16 @@ class DecodingSettings:
     top_p: float = 0.9
     seed: int = 0
     no_repeat_ngram: int = 16
+    num_beams: int = 1
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"decoding needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {self}"
             )
+        if self.num_beams < 1 or (self.num_beams > 1 and self.temperature):
+            raise ValueError(f"num_beams is 1 or more, and 1 where words are sampled, got {self}")
 
 
 class TokenChooser:
