@@ -73,7 +73,8 @@ def consistent_report(
         findings=sections.findings,
         impression=sections.impression,
         recommendations=sections.recommendations,
-        uncertainty=drafts[kept].mean_surprisal_bits,
+        # to a thousandth: the last digits hang on how many words one pass of the model checked
+        uncertainty=round(drafts[kept].mean_surprisal_bits, 3),
         generated=True,
         sentences=checked.sentences,
         check=ReportCheck(
