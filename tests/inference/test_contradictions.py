@@ -17,7 +17,7 @@ from vlm3d.inference.consistency import consistent_report, located_sentence, rep
 from vlm3d.inference.contradictions import check_report
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Report
 from vlm3d.labels import DISEASE_NAMES, LESIONS
-from vlm3d.model.report_sections import parse_report
+from vlm3d.model.report_sections import form_score, parse_report
 
 RIGHT_UPPER = component(6, "right upper lobe", 17.0)
 LEFT_LOWER = component(3, "left lower lobe", 9.0) | {"side": "left", "level": "lower", "volume_ml": 1.0}
@@ -213,6 +213,25 @@ def test_what_a_removed_sentence_said_rightly_is_said_again() -> None:
     text, edits = repair_report("Emphysema and cardiomegaly.", *heads({"Emphysema"}))
     assert parse_report(text).findings == "Emphysema."
     assert [edit.text for edit in edits if edit.action == "removed"] == ["Emphysema and cardiomegaly."]
+
+
+@pytest.mark.parametrize("positive", [set(), {"Emphysema"}])
+def test_a_report_keeps_its_form_where_a_whole_section_contradicts(positive: set[str]) -> None:
+    text = (
+        "Findings:\nCardiomegaly.\n\nImpression:\nCardiomegaly.\n\n"
+        "Recommendations:\nFollow-up of the lung nodule in six months."
+    )
+    found = heads(positive)
+    repaired, edits = repair_report(text, *found)
+    assert form_score(repaired) == 1.0
+    said = "Emphysema." if positive else "No finding."
+    assert parse_report(repaired) == (said, said, "None.")
+    assert not check_report(repaired, *found).contradictions
+    assert [edit.section for edit in edits if edit.action == "removed"] == [
+        "findings",
+        "impression",
+        "recommendations",
+    ]
 
 
 def test_a_consistent_report_is_not_touched() -> None:

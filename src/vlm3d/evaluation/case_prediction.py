@@ -108,15 +108,15 @@ class CasePrediction:
 
 
 @torch.inference_mode()
-def head_odds(model: VLM3DMultiTask, dataset: PreparedDataset, index: int) -> HeadOdds:
-    """What the heads say of one case before they are weighed; errors are those of `run_heads`."""
+def head_odds(model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, masks: bool = True) -> HeadOdds:
+    """What the heads say of one case before they are weighed, or the classifier alone; errors are those of `run_heads`."""
     case, arrays = dataset.cases[index], dataset.read(index)
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     _check_names(model)
     with evaluating(model):
         features = model.encode(intensity, regions)
         logits_K = model.classify(features)["logits"][0]
-        mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0]
+        mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0] if masks else None
     return HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
 
 

@@ -13,7 +13,7 @@ from vlm3d.labels import Lesion
 from vlm3d.model.head_fusion import HeadFusion, Mix, shown_by
 
 RIDGE = 1.0
-"""Penalty on half the squared weights of standardized features: as much as one case's certainty in 64."""
+"""Penalty on half the squared weights of standardized features, beside the sum of the cases' losses."""
 MIN_OF_EACH = 5
 """Cases with and without a finding below which nothing is fitted: the heads then speak for themselves."""
 

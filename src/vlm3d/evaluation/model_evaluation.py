@@ -250,12 +250,13 @@ def tune_on_store(
     """
     dataset.check(model.config.preprocessing)
     indices = [i for i, case in enumerate(dataset.cases) if case.labels_K is not None]
+    drawn = "localization" not in model.untrained_tasks  # a localizer that never learned has no say
     told = []
     for done, index in enumerate(indices, start=1):
-        told.append(head_odds(model, dataset, index))
+        told.append(head_odds(model, dataset, index, masks=drawn))
         if progress is not None:
             progress(done, len(indices))
-    fusion = _fitted(model, dataset, indices, told)
+    fusion = _fitted(model, dataset, indices, told) if drawn and told else None
     predicted: dict[str, CaseFindings] = {}
     truth: dict[str, CaseFindings] = {}
     for index, odds in zip(indices, told, strict=True):
@@ -276,9 +277,7 @@ def tune_on_store(
 def _fitted(
     model: VLM3DMultiTask, dataset: PreparedDataset, indices: Sequence[int], told: Sequence[HeadOdds]
 ) -> HeadFusion | None:
-    """How the heads are weighed; a localizer that never learned has no say."""
-    if not told or "localization" in model.untrained_tasks:
-        return None
+    """How the heads are weighed."""
     cases = [dataset.cases[index] for index in indices]
     labels_NK = np.array([case.labels_K for case in cases], dtype=float)
     present = {

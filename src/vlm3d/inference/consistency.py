@@ -94,7 +94,8 @@ def repair_report(
 ) -> tuple[str, list[ReportEdit]]:
     """Take out the sentences that contradict the heads and add what the report leaves out.
 
-    A sentence goes as a whole; what it said rightly besides is said again, from the measurements.
+    A sentence goes as a whole; what it said rightly besides is said again, from the measurements. A section that this
+    leaves empty gets what the heads found, the recommendations "None."
 
     Returns:
         The report under its three headings, and what was changed; an untouched report comes back as it was.
@@ -142,7 +143,24 @@ def _repaired(
             if name not in told[section]:
                 kept[section].append(line)
                 edits.append(ReportEdit(action="added", section=section, text=line, reason=wanted[name]))
+    for section in {sentence.section: None for sentence in checked.sentences}:
+        if not kept[section]:
+            kept[section] = _what_is_left_to_say(section, diseases, lesions)
+            text, reason = " ".join(kept[section]), "Nothing else of the section was left"
+            edits.append(ReportEdit(action="added", section=section, text=text, reason=reason))
     return format_report(*(" ".join(map(_closed, kept[section])) for section in _ORDER))
+
+
+def _what_is_left_to_say(
+    section: Section, diseases: Sequence[DiseaseFinding], lesions: Sequence[LesionFinding]
+) -> list[str]:
+    """A section of which every sentence was taken out, from the heads alone: no section of a report is empty."""
+    if section == "recommendations":
+        return ["None."]
+    found = [disease.name for disease in diseases if disease.positive]
+    if section == "impression":
+        return [f"{name}." for name in found] or ["No finding."]
+    return [located_sentence(name, lesions) for name in found] or ["No finding."]
 
 
 def _closed(sentence: str) -> str:

@@ -145,11 +145,11 @@ def drawn_probability(
 ) -> Tensor:
     """Probability of each voxel (L, D, H, W); 0 throughout a lesion that the scan is not thought to have."""
     probability_LDHW = mask_logits_LDHW.float().sigmoid()
+    if fusion is None:
+        return probability_LDHW
     presence = odds.presence(lesions, fusion)
     for lesion, probability_DHW in zip(lesions, probability_LDHW, strict=True):
-        if fusion is not None and presence.get(lesion.key, 1.0) < fusion.lesion_thresholds.get(
-            lesion.key, 0.0
-        ):
+        if lesion.key in presence and presence[lesion.key] < fusion.lesion_thresholds[lesion.key]:
             probability_DHW.zero_()
     return probability_LDHW
 
