@@ -467,3 +467,14 @@ def test_a_memory_guesses_what_followed_and_forgets_the_oldest() -> None:
         phrases.close(other)
     assert phrases.guess([13, 14], 4) == []
     assert max(CONTEXTS) > min(CONTEXTS) > 1
+
+
+def test_no_word_is_guessed_in_half_precision() -> None:
+    """There a report would hang on the reports written before it."""
+    llm, settings = small_language_model().to(torch.bfloat16).eval(), DecodingSettings(max_new_tokens=24)
+    prompts = [prompt.to(torch.bfloat16) for prompt in prompts_of([6])]
+    phrases = PhraseMemory()
+    for _ in range(2):
+        engine = CountingEngine(llm)
+        continue_prompts(engine, prompts, settings, 1, phrases)
+        assert engine.passes == engine.tokens == 23

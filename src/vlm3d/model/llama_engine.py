@@ -81,7 +81,13 @@ class LlamaEngine:
         return self._logits(x_NM[own.told_S])
 
     def guesses(self, rows: int) -> int:
-        """As many as make `_FEW_ROWS` tokens with what the rows read for sure; see `_project`."""
+        """As many as make `_FEW_ROWS` tokens with what the rows read for sure (see `_project`), in float32 alone.
+
+        In half precision a pass over several tokens rounds otherwise than one over each: near ties fall the other way, and a
+        scan's report would hang on which reports were written before it.
+        """
+        if self._llm.dtype != torch.float32:
+            return 0
         return max(0, min(_MOST_GUESSES, _FEW_ROWS // rows - 1))
 
     def keep_rows(self, rows: Sequence[int]) -> None:

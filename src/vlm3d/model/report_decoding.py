@@ -30,7 +30,7 @@ class ReportDecoder:
         settings: How words are chosen.
         on_text: Told of each report's text as it grows: number of the scan, of the sample, text so far. The
             last words of a section may be taken back.
-        phrases: Of reports written before; they make this one faster and change none of its words.
+        phrases: Of reports written before; in float32 they make this one faster and change none of its words.
     """
 
     def __init__(
