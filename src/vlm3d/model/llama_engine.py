@@ -83,8 +83,8 @@ class LlamaEngine:
     def guesses(self, rows: int) -> int:
         """As many as make `_FEW_ROWS` tokens with what the rows read for sure (see `_project`), in float32 alone.
 
-        In half precision a pass over several tokens rounds otherwise than one over each: near ties fall the other way, and a
-        scan's report would hang on which reports were written before it.
+        In half precision a pass over several tokens rounds otherwise than one over each: near ties fall the other way, and
+        a scan's report would hang on which reports were written before it.
         """
         if self._llm.dtype != torch.float32:
             return 0

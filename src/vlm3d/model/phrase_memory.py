@@ -2,8 +2,8 @@
 
 A report repeats itself and the reports before it: "No pleural effusion." is six tokens, of which the first two tell the
 rest. A pass over a few tokens costs a language model hardly more than over one, as it reads the same weights. A guess
-is kept only where the model chooses that very token itself, so words and their probabilities are the model's (prompt
-lookup decoding, Saxena 2023; speculative decoding, Leviathan 2023).
+is kept only where the model chooses that very token itself, so words and, but for rounding, their probabilities are the
+model's (prompt lookup decoding, Saxena 2023; speculative decoding, Leviathan 2023).
 """
 
 from __future__ import annotations
