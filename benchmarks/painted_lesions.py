@@ -25,22 +25,20 @@ import torch
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.datasets.phantom import paint_into_scan
 from vlm3d.evaluation.metrics import auroc
+from vlm3d.inference.loading import load_pipeline
+from vlm3d.inference.pipeline import Pipeline, PredictionSettings
 from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES, LESIONS
-from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.preprocessing.intensity import window_in_place
-from vlm3d.preprocessing.preprocessor import Preprocessor
 from vlm3d.volume import RegionMap, Volume
 
 SCANS = {"lidc0001": "lidc0001/ct.nii.gz", "lung_dx_a0001": "lung_dx_a0001/dicom"}
 
 
-def on_model_grid(path: Path, model: VLM3DMultiTask) -> tuple[Volume, RegionMap]:
+def on_model_grid(path: Path, pipeline: Pipeline) -> tuple[Volume, RegionMap]:
     """A real scan in HU and its anatomy, on the model's grid."""
     scan = read_volume(path)
-    preprocessor = Preprocessor(model.config.preprocessing)
-    prepared = preprocessor.apply(scan, segment_anatomy(scan))
-    low, high = model.config.preprocessing.hu_window
+    prepared = pipeline.preprocessor.apply(scan, segment_anatomy(scan))
+    low, high = pipeline.model.config.preprocessing.hu_window
     hu_DHW = (prepared.intensity_DHW + 1) / 2 * (high - low) + low
     assert prepared.regions_DHW is not None
     volume = Volume(np.rint(hu_DHW).astype(np.int16), prepared.affine, source=path.name)
@@ -48,16 +46,12 @@ def on_model_grid(path: Path, model: VLM3DMultiTask) -> tuple[Volume, RegionMap]
 
 
 def read_by(
-    model: VLM3DMultiTask, volume: Volume, regions: RegionMap
+    pipeline: Pipeline, volume: Volume, regions: RegionMap
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Disease probabilities and lesion masks."""
-    hu_DHW = volume.voxels_DHW.astype(np.float32)
-    intensity = torch.from_numpy(window_in_place(hu_DHW, model.config.preprocessing.hu_window))
-    found = model.predict(
-        intensity[None, None], torch.from_numpy(regions.labels_DHW)[None], generate_report=False
-    )
-    masks = {key: mask[0].numpy() for key, mask in found["localization"]["masks"].items()}
-    return found["classification"]["probabilities"][0].numpy(), masks
+    """Disease probabilities and lesion masks, as `vlm3d predict` gives them."""
+    found = pipeline(volume, PredictionSettings(report=False), mask=regions)
+    probability = {item.name: item.probability for item in found.prediction.diseases}
+    return np.array([probability[name] for name in DISEASE_NAMES]), found.masks
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -65,10 +59,10 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / max(int(a.sum()) + int(b.sum()), 1))
 
 
-def measure(model: VLM3DMultiTask, name: str, path: Path, seeds: int) -> list[dict[str, object]]:
+def measure(pipeline: Pipeline, name: str, path: Path, seeds: int) -> list[dict[str, object]]:
     """One line a lesion."""
-    volume, regions = on_model_grid(path, model)
-    clean_K, _ = read_by(model, volume, regions)
+    volume, regions = on_model_grid(path, pipeline)
+    clean_K, _ = read_by(pipeline, volume, regions)
     scores: list[tuple[str, np.ndarray]] = [("", clean_K)]
     overlaps: dict[str, list[float]] = {lesion.key: [] for lesion in LESIONS}
     for lesion in LESIONS:
@@ -77,7 +71,7 @@ def measure(model: VLM3DMultiTask, name: str, path: Path, seeds: int) -> list[di
             truth_DHW = painted.lesion_masks[lesion.key]
             if not truth_DHW.any():
                 continue
-            probability_K, masks = read_by(model, painted.volume, regions)
+            probability_K, masks = read_by(pipeline, painted.volume, regions)
             scores.append((lesion.key, probability_K))
             overlaps[lesion.key].append(dice(masks[lesion.key], truth_DHW))
     lines = []
@@ -110,11 +104,11 @@ def main() -> int:
     if not data.is_dir():
         print(json.dumps({"skipped": f"no real scans in {data}: set VLM3D_REAL_DATA"}))
         return 0
-    model = VLM3DMultiTask.from_pretrained(arguments.checkpoint)
+    pipeline = load_pipeline(arguments.checkpoint, with_report=False)
     start = time.perf_counter()
     for name, file in SCANS.items():
-        for line in measure(model, name, data / file, arguments.seeds):
-            print(json.dumps({**line, "status": model.training_status}), flush=True)
+        for line in measure(pipeline, name, data / file, arguments.seeds):
+            print(json.dumps({**line, "status": pipeline.model.training_status}), flush=True)
     print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}))
     return 0
 

@@ -141,7 +141,9 @@ class ClassifierConfig(Section):
 class LocalizerConfig(Section):
     """`LesionLocalizationModule`."""
 
-    num_lesion_diseases: int = Field(5, ge=1, description="Lesion prompts; the first 5 are the shipped ones.")
+    num_lesion_diseases: int = Field(
+        5, ge=1, description="Lesion prompts: 5 lesions, 3 lung signs, then diseases."
+    )
     denoiser_depth: int = Field(4, ge=1, description="Layers of the denoising transformer.")
     denoiser_heads: int = Field(12, ge=1, description="Its attention heads.")
     denoiser_mlp_ratio: float = Field(1.0, gt=0, description="Its MLP's hidden width over embed_dim.")

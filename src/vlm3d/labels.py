@@ -132,8 +132,41 @@ LESIONS: tuple[Lesion, ...] = (
 
 LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in LESIONS)
 
-EXTRA_COLORS = ("#4fc3c7", "#d9c34a", "#f08fb0", "#9aa7ff", "#a0d468", "#ff9f68")
-"""Of lesions past the shipped ones, in turn."""
+LUNG_SIGNS: tuple[Lesion, ...] = (
+    Lesion(
+        "atelectasis",
+        "Atelectasis",
+        "Atelectasis: a band, a plate or a whole lobe of collapsed lung, denser than its surroundings, often at the bases.",
+        "Atelectasis",
+        "#4fc3c7",
+        "Atelectasis",
+    ),
+    Lesion(
+        "pulmonary_fibrotic_sequela",
+        "Pulmonary fibrotic sequela",
+        "Pulmonary fibrotic sequela: thin irregular bands that run inward from thickened pleura, often in the apices.",
+        "Pulmonary fibrotic sequela",
+        "#d9c34a",
+        "Pulmonary fibrotic sequela",
+    ),
+    Lesion(
+        "bronchiectasis",
+        "Bronchiectasis",
+        "Bronchiectasis: bronchi with air wider than the artery beside them, as rings and as tubes that do not taper.",
+        "Bronchiectasis",
+        "#f08fb0",
+        "Bronchiectasis",
+    ),
+)
+"""Drawn beside the five where a model has prompts for them: small in a scan, and told with their lobe in a report."""
+
+DRAWN: tuple[Lesion, ...] = (*LESIONS, *LUNG_SIGNS)
+"""All that sources may know masks of: as many as a store has bits."""
+
+DRAWN_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in DRAWN)
+
+EXTRA_COLORS = ("#9aa7ff", "#a0d468", "#ff9f68")
+"""Of lesions past `DRAWN`, in turn."""
 
 TASKS: tuple[str, ...] = ("classification", "localization", "generation")
 """The model's tasks, as outputs, losses and task sampling name them."""
@@ -146,10 +179,10 @@ def first_diseases(count: int) -> tuple[Disease, ...]:
 
 
 def first_lesions(count: int) -> tuple[Lesion, ...]:
-    """The first prompts of a localizer: the shipped lesions, then each disease that none of them draws, then numbers."""
-    drawn = {lesion.disease for lesion in LESIONS}
+    """The first prompts of a localizer: `DRAWN`, then each disease that none of them draws, then numbers."""
+    drawn = {lesion.disease for lesion in DRAWN}
     others = [disease for disease in DISEASES if disease.name not in drawn]
-    others += [Disease(f"Lesion {number}", "") for number in range(len(LESIONS) + len(others) + 1, count + 1)]
+    others += [Disease(f"Lesion {number}", "") for number in range(len(DRAWN) + len(others) + 1, count + 1)]
     more = (
         Lesion(
             key=disease.name.lower().replace(" ", "_"),
@@ -161,4 +194,4 @@ def first_lesions(count: int) -> tuple[Lesion, ...]:
         )
         for place, disease in enumerate(others)
     )
-    return (*LESIONS, *more)[:count]
+    return (*DRAWN, *more)[:count]

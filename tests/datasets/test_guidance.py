@@ -12,7 +12,7 @@ from vlm3d.datasets.guidance import guidance_bits, patch_guidance
 from vlm3d.datasets.phantom_source import find_phantom_cases
 from vlm3d.datasets.prepare import prepare
 from vlm3d.datasets.prepared import PreparedDataset
-from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.labels import DISEASE_NAMES, DRAWN, DRAWN_KEYS
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def test_marks_are_the_masks_where_there_are_masks_and_lie_in_the_stated_region_
     for index, case in enumerate(dataset.cases):
         arrays = dataset.read(index)
         bits_DHW = guidance_bits(case, arrays.regions_DHW, arrays.lesion_bits_DHW)
-        nodule_DHW = (arrays.lesion_bits_DHW >> LESION_KEYS.index("lung_nodule")) & 1 > 0
-        if nodule_DHW.any():
-            np.testing.assert_array_equal(_bit(bits_DHW, "Lung nodule"), nodule_DHW)
+        for lesion in DRAWN:
+            mask_DHW = (arrays.lesion_bits_DHW >> DRAWN_KEYS.index(lesion.key)) & 1 > 0
+            if lesion.disease != "Lung opacity" and mask_DHW.any():
+                np.testing.assert_array_equal(_bit(bits_DHW, lesion.disease), mask_DHW)
         for disease, region in (("Cardiomegaly", "heart"), ("Lymphadenopathy", "mediastinum")):
             if case.labels_K is not None and case.labels_K[DISEASE_NAMES.index(disease)]:
                 marked = _bit(bits_DHW, disease)

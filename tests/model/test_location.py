@@ -10,7 +10,7 @@ import torch
 from support.small_models import small_config, small_language_model
 from vlm3d.anatomy.regions import REGION_IDS
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
-from vlm3d.model.location import LesionLocationInjector, describe_findings
+from vlm3d.model.location import LesionLocationInjector, describe_findings, told_pieces
 from vlm3d.model.report_generator import LesionEvidence, ReportGenerator
 
 
@@ -57,6 +57,23 @@ def test_findings_are_listed_in_the_labels_order_with_places() -> None:
         "Lung opacity; Ground-glass opacity: right liver, lower third, 12 mm, 0.9 ml; "
         "Pleural effusion"
     )
+
+
+def test_a_sign_of_many_pieces_is_told_once_a_place_and_where_there_is_enough_of_it() -> None:
+    pieces = [
+        Piece(volume_ml=3.0),
+        Piece(side="left", region="left lower lobe", level="lower", volume_ml=2.5),
+        *[Piece(side="left", region="left lower lobe", volume_ml=1.0)] * 2,
+        Piece(region="right middle lobe", volume_ml=0.4),
+    ]
+    (told, more) = told_pieces("bronchiectasis", pieces)
+    assert [(piece.region, piece.volume_ml) for piece in told] == [
+        ("left lower lobe", 2.5),
+        ("right upper lobe", 3.0),
+    ]
+    assert more == 0
+    assert told_pieces("lung_nodule", pieces) == (pieces[:3], 2)
+    assert told_pieces("bronchiectasis", []) == ([], 0)
 
 
 def test_masks_are_measured_into_words() -> None:

@@ -29,7 +29,7 @@ from vlm3d.datasets.phantom.scanner import protocol_of
 from vlm3d.datasets.spec import Spec, as_float, as_split, parse_spec
 from vlm3d.errors import ConfigError, DataError
 from vlm3d.io import read_mask, read_volume
-from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.labels import DISEASE_NAMES, DRAWN, LESIONS
 from vlm3d.volume import Volume
 
 KIND = "phantom"
@@ -72,7 +72,7 @@ def find_phantom_cases(spec: str) -> list[Case]:
 
 
 def load_phantom(seed: int, settings: Mapping[str, Any]) -> CaseData:
-    """Make one phantom, with its regions, all five masks, labels, report and facts.
+    """Make one phantom, with its regions, all masks, labels, report and facts.
 
     Args:
         seed: Of the phantom.
@@ -124,17 +124,24 @@ def find_phantom_folders(folder: Path, *, split: Split | None = None) -> list[Ca
 
 
 def load_phantom_folder(folder: Path) -> CaseData:
-    """Read a phantom from its folder; a lesion without a mask file is known to be absent.
+    """Read a phantom from its folder; a lesion without a mask file is known to be absent, unless the truth names it.
 
     Raises:
         InputError: A file is missing, damaged or on another grid.
     """
+    labels = _read_truth(folder / TRUTH_FILE)["labels"]
     volume = read_volume(folder / SCAN_FILE)
     regions = read_region_mask(folder / REGIONS_FILE, volume, labels="vlm3d")
     return CaseData(
         volume=volume,
         regions=regions,
-        lesion_masks={key: _lesion_mask(folder / "masks" / f"{key}.nii.gz", volume) for key in LESION_KEYS},
+        lesion_masks={
+            lesion.key: mask_DHW
+            for lesion in DRAWN
+            if (mask_DHW := _lesion_mask(folder / "masks" / f"{lesion.key}.nii.gz", volume)).any()
+            or lesion in LESIONS
+            or not labels[lesion.disease]
+        },
     )
 
 

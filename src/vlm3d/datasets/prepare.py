@@ -40,7 +40,7 @@ from vlm3d.datasets.workers import KILLED, Backend, each_finished, require_ray
 from vlm3d.errors import DataError, MissingExtraError, OutputError, VLM3DError
 from vlm3d.io import write_atomically
 from vlm3d.io.wording import reason
-from vlm3d.labels import LESION_KEYS
+from vlm3d.labels import DRAWN_KEYS
 from vlm3d.preprocessing.orientation import to_canonical
 from vlm3d.preprocessing.preprocessor import Preprocessor
 from vlm3d.preprocessing.resampling import thread_count
@@ -159,10 +159,10 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
     preprocessor = Preprocessor(job.config, threads=job.threads)
     regions = _regions(data.volume, data.regions, job.anatomy)
     scan = preprocessor.apply_hu(data.volume, regions)
-    unknown = sorted(set(data.lesion_masks) - set(LESION_KEYS))
+    unknown = sorted(set(data.lesion_masks) - set(DRAWN_KEYS))
     if unknown:
         raise DataError(
-            f"there is a mask of '{unknown[0]}', which is none of the lesions {', '.join(LESION_KEYS)}"
+            f"there is a mask of '{unknown[0]}', which is none of the lesions {', '.join(DRAWN_KEYS)}"
         )
     bits_DHW = np.zeros(scan.hu_DHW.shape, np.uint8)
     voxels: dict[str, int] = {}
@@ -170,7 +170,7 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         found_DHW = preprocessor.apply_masks({key: mask_DHW}, scan.geometry)[key]
         voxels[key] = int(np.count_nonzero(found_DHW))
         if voxels[key]:
-            bits_DHW |= found_DHW.view(np.uint8) << LESION_KEYS.index(key)
+            bits_DHW |= found_DHW.view(np.uint8) << DRAWN_KEYS.index(key)
     described = with_synthetic_report(case, data, regions)
     affine = scan.geometry.model_affine
     prepared = PreparedCase(
@@ -179,8 +179,8 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         source=case.source,
         split=case.split,
         labels_K=described.labels_K,
-        known_lesions=tuple(key for key in LESION_KEYS if key in voxels),
-        lesion_voxels={key: voxels[key] for key in LESION_KEYS if key in voxels},
+        known_lesions=tuple(key for key in DRAWN_KEYS if key in voxels),
+        lesion_voxels={key: voxels[key] for key in DRAWN_KEYS if key in voxels},
         report=described.report,
         report_is_synthetic=described.report_is_synthetic,
         facts=dict(described.facts),

@@ -21,9 +21,11 @@ from vlm3d.evaluation.store_truth import masks_in, truth_of
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, MIN_LESION_ML
 from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.head_fusion import HeadFusion, HeadOdds, drawn_probability
+from vlm3d.model.heads import read_heads
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.model.vision_encoder import VisionFeatures
 from vlm3d.preprocessing.intensity import window_in_place
 from vlm3d.volume import Volume
 
@@ -113,11 +115,7 @@ def head_odds(model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, ma
     case, arrays = dataset.cases[index], dataset.read(index)
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     _check_names(model)
-    with evaluating(model):
-        features = model.encode(intensity, regions)
-        logits_K = model.classify(features)["logits"][0]
-        mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0] if masks else None
-    return HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
+    return read_heads(model, intensity, regions, masks=masks).odds
 
 
 @torch.inference_mode()
@@ -152,35 +150,39 @@ def run_heads(
     _check_names(model)
     with_masks = run.masks and bool(case.known_lesions)
     with_report = run.reports and case.report is not None
+    drawn = with_masks or with_report or run.fusion is not None
+    found = read_heads(model, intensity, regions, masks=drawn)
+    scores = found.odds.probabilities(run.fusion)
+    scores_K = np.array([scores[name] for name in DISEASE_NAMES])
+    predicted = CaseFindings(case.case_id, case.patient_id, scores_K)
+    if found.mask_logits_LDHW is None or not (with_masks or with_report):
+        return CasePrediction(predicted, true)
+    probability_LDHW = drawn_probability(found.mask_logits_LDHW, model.lesions, found.odds, run.fusion)
+    masks_LDHW = _drawn(probability_LDHW, case.spacing_mm, run)
+    if with_masks:
+        masks = _lesion_masks(model, masks_LDHW, probability_LDHW, affine)
+        predicted = replace(predicted, load_masks=lambda: masks)
+    if not with_report:
+        return CasePrediction(predicted, true)
+    regions_DHW = arrays.regions_DHW if regions is not None else None
+    peaks_L = probability_LDHW.flatten(1).amax(dim=1).tolist()
+    heads = _head_findings(
+        model, scores, masks_LDHW, peaks_L, regions_DHW, affine, case.spacing_mm, run, thresholds
+    )
+    prompt_PM = _prompt(model, found.features, heads, probability_LDHW)
+    return CasePrediction(predicted, true, heads, prompt_PM)
+
+
+def _prompt(
+    model: VLM3DMultiTask, features: VisionFeatures, heads: HeadFindings, probability_LDHW: Tensor
+) -> Tensor:
+    """What the language model reads before the report."""
+    generator = model.report_generator
+    generator.load_llm()
+    words = ""
+    if generator.location.uses_text:
+        words = describe_findings(heads.positive, heads.pieces, model.lesions)
     with evaluating(model):
-        features = model.encode(intensity, regions)
-        logits_K = model.classify(features)["logits"][0]
-        mask_logits_LDHW = None
-        if with_masks or with_report or run.fusion is not None:
-            mask_logits_LDHW = model.localize(intensity, regions, features)["mask_logits"][0]
-        odds = HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
-        scores = odds.probabilities(run.fusion)
-        scores_K = np.array([scores[name] for name in DISEASE_NAMES])
-        predicted = CaseFindings(case.case_id, case.patient_id, scores_K)
-        if mask_logits_LDHW is None or not (with_masks or with_report):
-            return CasePrediction(predicted, true)
-        probability_LDHW = drawn_probability(mask_logits_LDHW, model.lesions, odds, run.fusion)
-        masks_LDHW = _drawn(probability_LDHW, case.spacing_mm, run)
-        if with_masks:
-            masks = _lesion_masks(model, masks_LDHW, probability_LDHW, affine)
-            predicted = replace(predicted, load_masks=lambda: masks)
-        if not with_report:
-            return CasePrediction(predicted, true)
-        regions_DHW = arrays.regions_DHW if regions is not None else None
-        peaks_L = probability_LDHW.flatten(1).amax(dim=1).tolist()
-        heads = _head_findings(
-            model, scores, masks_LDHW, peaks_L, regions_DHW, affine, case.spacing_mm, run, thresholds
-        )
-        generator = model.report_generator
-        generator.load_llm()
-        words = ""
-        if generator.location.uses_text:
-            words = describe_findings(heads.positive, heads.pieces, model.lesions)
         (prompt_PM,) = generator.prompts(
             features.global_BC,
             features.region_BRC,
@@ -189,7 +191,7 @@ def run_heads(
             LesionEvidence(masks_BLDHW=probability_LDHW[None], grid=features.grid),
             features.region_present_BR,
         )
-    return CasePrediction(predicted, true, heads, prompt_PM)
+    return prompt_PM
 
 
 def write_reports(model: VLM3DMultiTask, prompts: Sequence[Tensor], run: ModelRun) -> list[str]:

@@ -18,7 +18,7 @@ from vlm3d.inference.prediction import (
     ReportSentence,
     Section,
 )
-from vlm3d.model.location import MAX_PIECES, describe_piece
+from vlm3d.model.location import describe_piece, told_pieces
 from vlm3d.model.report_sections import format_report, parse_report
 
 _MISPLACED = ("wrong_side", "wrong_lobe")
@@ -176,9 +176,9 @@ def located_sentence(disease: str, lesions: Sequence[LesionFinding]) -> str:
     own = lesions_showing(disease, lesions)
     if not own:
         return f"{disease}."
-    pieces = own[0].components
-    places = " and ".join(describe_piece(_with_plain_region(piece)) for piece in pieces[:MAX_PIECES])
-    more = len(pieces) + own[0].components_left_out - MAX_PIECES
+    told, more = told_pieces(own[0].key, own[0].components)
+    places = " and ".join(describe_piece(_with_plain_region(piece)) for piece in told)
+    more += own[0].components_left_out if more else 0
     return f"{disease}: {places}{f' and {more} more' if more > 0 else ''}."
 
 

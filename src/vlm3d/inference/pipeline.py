@@ -48,6 +48,7 @@ from vlm3d.io import read_volume
 from vlm3d.labels import TASKS
 from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
+from vlm3d.model.heads import read_heads
 from vlm3d.model.location import describe_findings
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
@@ -187,18 +188,13 @@ class Pipeline:
             regions = self._regions(volume, mask, settings)
         with watch.stage("prepare"):
             prepared = self.preprocessor.apply(volume, regions)
-        with watch.stage("encode"):
-            intensity, region_mask = self._tensors(prepared)
-            features = self.model.encode(intensity, region_mask)
-        with watch.stage("classify"):
-            logits_K = self.model.classify(features)["logits"][0]
-        with watch.stage("localize"):
-            mask_logits_LDHW = self.model.localize(intensity, region_mask, features)["mask_logits"][0]
-            fusion = None if self.thresholds is None else self.thresholds.fusion
-            odds = HeadOdds.of(logits_K, self.model.disease_names, mask_logits_LDHW, self.model.lesions)
-            probability_LDHW = drawn_probability(mask_logits_LDHW, self.model.lesions, odds, fusion)
-            del mask_logits_LDHW
+        found = read_heads(self.model, *self._tensors(prepared), stage=watch.stage)
+        features, odds = found.features, found.odds
+        fusion = None if self.thresholds is None else self.thresholds.fusion
         with watch.stage("measure"):
+            assert found.mask_logits_LDHW is not None, "masks are asked for by default"
+            probability_LDHW = drawn_probability(found.mask_logits_LDHW, self.model.lesions, odds, fusion)
+            del found
             lesions, masks, pieces = self._lesions(
                 probability_LDHW.cpu().numpy(), odds, prepared, volume, regions, settings
             )

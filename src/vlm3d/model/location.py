@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm3d.anatomy.measurement import Component, find_landmarks, measure_lesion
-from vlm3d.labels import DISEASE_NAMES, LESIONS, Lesion, first_lesions
+from vlm3d.labels import DISEASE_NAMES, LESIONS, LUNG_SIGNS, Lesion, first_lesions
 from vlm3d.model.projector import EmbeddingScale
 
 LocationStrategy = Literal["text", "embedding", "both", "none"]
@@ -20,6 +20,10 @@ LocationStrategy = Literal["text", "embedding", "both", "none"]
 NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
+MIN_SHARE_OF_PLACE = 0.15
+"""A lung sign is told in a place that holds this share of what its fullest place holds."""
+
+_SIGN_KEYS = frozenset(lesion.key for lesion in LUNG_SIGNS)
 
 
 class MeasuredPiece(Protocol):
@@ -35,6 +39,35 @@ class MeasuredPiece(Protocol):
     def volume_ml(self) -> float: ...
     @property
     def max_diameter_mm(self) -> float: ...
+
+
+Piece = TypeVar("Piece", bound=MeasuredPiece)
+
+
+def told_pieces(
+    key: str, pieces: Sequence[Piece], max_pieces: int = MAX_PIECES
+) -> tuple[Sequence[Piece], int]:
+    """The pieces of a lesion that words tell, and how many more there are.
+
+    Bands and bronchi fall into many pieces, which a report tells as one: of a lung sign the largest piece of each place
+    stands for all there, the fullest place first, and none is counted besides.
+
+    Args:
+        key: Of the lesion.
+        pieces: Largest first.
+        max_pieces: Told at most.
+    """
+    if key not in _SIGN_KEYS:
+        return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
+    places: dict[tuple[str, str], list[Piece]] = {}
+    for piece in pieces:
+        places.setdefault((piece.side, piece.region), []).append(piece)
+    total_ml = {place: sum(piece.volume_ml for piece in found) for place, found in places.items()}
+    least_ml = MIN_SHARE_OF_PLACE * max(total_ml.values(), default=0.0)
+    full = [
+        place for place in sorted(places, key=lambda place: -total_ml[place]) if total_ml[place] >= least_ml
+    ]
+    return [places[place][0] for place in full[:max_pieces]], 0
 
 
 def describe_piece(piece: MeasuredPiece) -> str:
@@ -59,7 +92,7 @@ def describe_findings(
         positive_diseases: Names of the diseases that are present.
         pieces_by_lesion: Measured pieces by the lesion's key, largest first.
         lesions: The lesions that have masks.
-        max_pieces: Pieces told of each lesion; the rest are counted.
+        max_pieces: Pieces told of each lesion, see `told_pieces`.
 
     Returns:
         Such as 'Cardiomegaly; Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml'.
@@ -72,10 +105,9 @@ def describe_findings(
         if disease in present and disease not in {lesion.name for lesion in own}:
             entries.append(disease)
         for lesion in own:
-            pieces = pieces_by_lesion[lesion.key]
-            places = " and ".join(describe_piece(piece) for piece in pieces[:max_pieces])
-            more = len(pieces) - max_pieces
-            entries.append(f"{lesion.name}: {places}{f' and {more} more' if more > 0 else ''}")
+            told, more = told_pieces(lesion.key, pieces_by_lesion[lesion.key], max_pieces)
+            places = " and ".join(describe_piece(piece) for piece in told)
+            entries.append(f"{lesion.name}: {places}{f' and {more} more' if more else ''}")
     return "; ".join(entries) or NO_FINDING_TEXT
 
 

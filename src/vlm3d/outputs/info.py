@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vlm3d.anatomy.regions import REGIONS
 from vlm3d.config import SHIPPED_CONFIGS, load_config
-from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.labels import DISEASE_NAMES, LESIONS, LUNG_SIGNS
 
 FORMATS = (
     "NIfTI (.nii .nii.gz .hdr/.img)",
@@ -37,6 +37,10 @@ def info_text(configs: Sequence[str] | None = None) -> str:
     blocks = [
         _numbered("Diseases (CT-RATE's names and order)", DISEASE_NAMES),
         _numbered("Lesions with masks", [f"{lesion.name} ({lesion.key})" for lesion in LESIONS]),
+        _numbered(
+            "Lung signs with masks, where a model has prompts for them",
+            [f"{lesion.name} ({lesion.key})" for lesion in LUNG_SIGNS],
+        ),
         _numbered("Anatomical regions (0 is background)", [region.name for region in REGIONS]),
         "Formats\n" + "\n".join(f"  {line}" for line in FORMATS),
         "Environment\n" + "\n".join(f"  {name:13} {value}" for name, value in environment().items()),

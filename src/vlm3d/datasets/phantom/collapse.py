@@ -56,7 +56,7 @@ def paint_lobar_collapse(
     density = float(rng.uniform(35, 65)) + 6.0 * smooth_noise(canvas.frame, box, 7, rng)
     canvas.blend(box.index, alpha, np.maximum(canvas.hu_DHW[box.index], density).astype(np.float32))
     canvas.regions_DHW[box.index][lobe & ~mask] = REGION_IDS[_EXPANDS[key]]
-    return [Painted("Atelectasis", box.index, mask, None, "lobar", key)]
+    return [Painted("Atelectasis", box.index, mask, "atelectasis", "lobar", key)]
 
 
 def _away_from_hilum(box: Box, key: str, middle_mm: float) -> Array:

@@ -213,7 +213,9 @@ def paint_bronchiectasis(canvas: Canvas, rng: RngType, spec: FindingSpec) -> lis
         done = _paint_bronchi(canvas, own, np.full_like(own.radius_N2, 1.0))
         if done is not None and done[1].any():
             kind = "cylindrical" if spec.severity < 0.6 else "varicose"
-            painted.append(Painted("Bronchiectasis", done[0], done[1], None, kind, REGION_BY_ID[region].key))
+            painted.append(
+                Painted("Bronchiectasis", done[0], done[1], "bronchiectasis", kind, REGION_BY_ID[region].key)
+            )
     return painted
 
 
@@ -296,7 +298,7 @@ def paint_atelectasis(canvas: Canvas, rng: RngType, spec: FindingSpec) -> list[P
         canvas.blend(box.index, alpha, np.maximum(canvas.hu_DHW[box.index], 35.0))
         kind = "linear" if thick < 6 else "plate-like"
         mask = alpha > min(0.5, float(alpha.max()) * 0.6)
-        painted.append(Painted("Atelectasis", box.index, mask, None, kind, REGION_BY_ID[region].key))
+        painted.append(Painted("Atelectasis", box.index, mask, "atelectasis", kind, REGION_BY_ID[region].key))
     return painted
 
 
@@ -331,7 +333,14 @@ def paint_fibrotic_sequela(canvas: Canvas, rng: RngType, spec: FindingSpec) -> l
         canvas.blend(box.index, scar, np.maximum(canvas.hu_DHW[box.index], 45.0))
         mask = scar > min(0.5, float(scar.max()) * 0.6)
         painted.append(
-            Painted("Pulmonary fibrotic sequela", box.index, mask, None, "band", REGION_BY_ID[region].key)
+            Painted(
+                "Pulmonary fibrotic sequela",
+                box.index,
+                mask,
+                "pulmonary_fibrotic_sequela",
+                "band",
+                REGION_BY_ID[region].key,
+            )
         )
     return painted
 
