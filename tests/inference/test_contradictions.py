@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from support.predictions import component, make_prediction
 from vlm3d.datasets.phantom.reports import write_report
 from vlm3d.evaluation.labeler import label_report
-from vlm3d.inference.consistency import consistent_report, located_sentence, repair_report
+from vlm3d.inference.consistency import consistent_report, repair_report
 from vlm3d.inference.contradictions import check_report
+from vlm3d.inference.measured_sentences import located_sentence
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Report
-from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.labels import DISEASE_NAMES, DRAWN
 from vlm3d.model.report_sections import form_score, parse_report
 
 RIGHT_UPPER = component(6, "right upper lobe", 17.0)
@@ -193,7 +194,7 @@ def test_repairing_keeps_what_was_said_and_shows_what_changed() -> None:
         "Recommendations:\nNone."
     )
     report = consistent_report(lambda _: Written(text), *found, "repair")
-    assert report.findings == "Chest CT. Lung nodule: left lower lobe, lower third, 9 mm, 1.0 ml."
+    assert report.findings == "Chest CT. Lung nodule of 9 mm in the left lower lobe."
     assert report.impression == "Lung nodule."
     assert report.recommendations == "None."
     check = report.check
@@ -253,7 +254,7 @@ PIECE = st.builds(
 HEADS = st.builds(
     heads,
     st.sets(st.sampled_from(DISEASE_NAMES)),
-    st.dictionaries(st.sampled_from([lesion.key for lesion in LESIONS]), st.lists(PIECE, max_size=4)),
+    st.dictionaries(st.sampled_from([lesion.key for lesion in DRAWN]), st.lists(PIECE, max_size=4)),
 )
 SENTENCES = st.lists(
     st.sampled_from(
@@ -284,7 +285,7 @@ def test_a_repaired_report_never_contradicts_its_heads(text: str, found: Heads) 
     assert {disease.name for disease in found[0] if disease.positive} <= present
 
 
-@given(PIECE, st.sampled_from(LESIONS))
+@given(PIECE, st.sampled_from(DRAWN))
 def test_a_sentence_from_measurements_agrees_with_them(piece: dict, lesion: object) -> None:
     found = heads({lesion.disease}, {lesion.key: [piece]})  # type: ignore[attr-defined]
     assert kinds(located_sentence(lesion.disease, found[1]), found) == []  # type: ignore[attr-defined]

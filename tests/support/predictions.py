@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
-from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.labels import DISEASE_NAMES, DRAWN, LESIONS
 
 SHAPE = (12, 40, 44)
 
@@ -71,12 +71,13 @@ def make_prediction(
                 "name": lesion.name,
                 "mask_file": None,
                 "threshold": 0.5,
-                "max_probability": 0.6 + 0.05 * i if components.get(lesion.key) else 0.1,
+                "max_probability": 0.6 + 0.04 * i if components.get(lesion.key) else 0.1,
                 "uncertainty": 0.4,
                 "volume_ml": 2.5,
                 "components": components.get(lesion.key, []),
             }
-            for i, lesion in enumerate(LESIONS)
+            for i, lesion in enumerate(DRAWN)
+            if lesion in LESIONS or lesion.key in components
         ],
         "report": {
             "text": "T",

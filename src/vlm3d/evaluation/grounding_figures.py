@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class GroundedReport:
         probabilities_K: The classifier's.
         located: True findings with their places; empty where these are unknown.
         contradictions: Of the text with the model's own heads; None where that was not checked.
-        contradictions_written: Of what the language model wrote, before anything was mended.
+        written: What the language model wrote, before anything was mended; None where that is the text.
+        contradictions_written: Of that.
     """
 
     patient_id: str
@@ -58,7 +59,13 @@ class GroundedReport:
     probabilities_K: Floats
     located: Sequence[LocatedFinding] = ()
     contradictions: int | None = None
+    written: str | None = None
     contradictions_written: int | None = None
+
+    @property
+    def as_written(self) -> GroundedReport:
+        """The report as the language model wrote it."""
+        return self if self.written is None else replace(self, text=self.written)
 
 
 @dataclass(frozen=True)
@@ -141,10 +148,12 @@ def grounding_section(
         dtype=np.float64,
     )
     valid, consistent, consistent_written = _means(value_NM, patients, intervals)
+    as_written = [report.as_written for report in reports]
     return {
         "reports": len(reports),
         "thresholds": thresholds.source,
         **_clinical(reports, thresholds, patients, intervals),
+        "written_macro_f1": _clinical(as_written, thresholds, patients, intervals)["report_macro_f1"],
         "right_side": _place_share([place["side"] for place in places], patients, intervals),
         "right_lobe": _place_share([place["lobe"] for place in places], patients, intervals),
         "valid_format": valid,
@@ -152,6 +161,7 @@ def grounding_section(
         "no_contradiction_written": consistent_written,
         "contradictions_checked": sum(report.contradictions is not None for report in reports),
         "bleu_4": _bleu_4(reports, patients, intervals),
+        "bleu_4_written": _bleu_4(as_written, patients, intervals),
     }
 
 

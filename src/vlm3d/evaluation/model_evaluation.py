@@ -170,7 +170,7 @@ class _ReportBatch:
                 text = next(texts)
                 mended = None if self.mend is None else self.mend(text, found.heads)
                 found = found.with_report(text if mended is None else mended.text)
-                self._keep(found, mended, located, unwritten)
+                self._keep(found, text, mended, located, unwritten)
                 unwritten += 1
             if self.on_case is not None:
                 self.on_case(found.predicted, found.true)
@@ -179,6 +179,7 @@ class _ReportBatch:
     def _keep(
         self,
         found: CasePrediction,
+        written: str,
         mended: MendedReport | None,
         located: list[LocationFact],
         place: int,
@@ -200,6 +201,7 @@ class _ReportBatch:
                 scores_K,
                 located,
                 None if mended is None else mended.contradictions,
+                written,
                 None if mended is None else mended.contradictions_written,
             )
         )

@@ -149,6 +149,7 @@ def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[s
         ["macro F1 of the findings in the texts", number(content["report_macro_f1"])],
         ["macro F1 of the classifier", number(content["classifier_macro_f1"])],
         ["  texts minus classifier", number(content["macro_f1_difference"])],
+        ["  as the language model wrote them", number(content["written_macro_f1"])],
         *(
             [f"right {place} of true positives ({found['right']}/{found['judged']})", number(found["share"])]
             for place, found in (("side", content["right_side"]), ("lobe", content["right_lobe"]))
@@ -160,6 +161,7 @@ def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[s
         ],
         ["  as the language model wrote them", number(content["no_contradiction_written"])],
         ["BLEU-4, as the challenge reads words", number(content["bleu_4"])],
+        ["  as the language model wrote them", number(content["bleu_4_written"])],
     ]
     width = max(len(name) for name, _ in rows)
     return [*lines, *(f"  {name.ljust(width)}  {value}" for name, value in rows)]

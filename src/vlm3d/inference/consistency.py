@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vlm3d.inference.contradictions import CheckedReport, check_report
-from vlm3d.inference.grounding import lesions_showing
+from vlm3d.inference.measured_sentences import located_sentence
 from vlm3d.inference.prediction import (
     DiseaseFinding,
-    LesionComponent,
     LesionFinding,
     Policy,
     Report,
@@ -18,7 +17,6 @@ from vlm3d.inference.prediction import (
     ReportSentence,
     Section,
 )
-from vlm3d.model.location import describe_piece, told_pieces
 from vlm3d.model.report_sections import format_report, parse_report
 
 _MISPLACED = ("wrong_side", "wrong_lobe")
@@ -166,26 +164,6 @@ def _what_is_left_to_say(
 def _closed(sentence: str) -> str:
     """The sentence with a full stop where it ends with none, so that the next one stays apart."""
     return sentence if sentence[-1] in ".;!?:" else f"{sentence}."
-
-
-def located_sentence(disease: str, lesions: Sequence[LesionFinding]) -> str:
-    """One plain sentence that affirms a disease, with the places and sizes that its mask measures.
-
-    Such as "Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml."
-    """
-    own = lesions_showing(disease, lesions)
-    if not own:
-        return f"{disease}."
-    told, more = told_pieces(own[0].key, own[0].components)
-    places = " and ".join(describe_piece(_with_plain_region(piece)) for piece in told)
-    more += own[0].components_left_out if more else 0
-    return f"{disease}: {places}{f' and {more} more' if more > 0 else ''}."
-
-
-def _with_plain_region(piece: LesionComponent) -> LesionComponent:
-    """The piece without a region in which no report would place it, such as an effusion in the ribs."""
-    told = piece.region.endswith((" lobe", " pleural space"))
-    return piece if told else piece.model_copy(update={"region": ""})
 
 
 def _said_rightly(sentence: ReportSentence) -> list[str]:
