@@ -1,0 +1,62 @@
+"""What repair says of a finding, from its mask alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support.predictions import component, make_prediction
+from vlm3d.evaluation.location_facts import location_facts
+from vlm3d.inference.measured_sentences import located_sentence
+
+
+def piece(region: str, diameter_mm: float = 9.0, volume_ml: float = 2.5) -> dict[str, Any]:
+    side = region.split()[0] if region.split()[:1] in (["right"], ["left"]) else "left"
+    return component(6, region, diameter_mm) | {"side": side, "volume_ml": volume_ml}
+
+
+@pytest.mark.parametrize(
+    ("disease", "pieces", "sentence"),
+    [
+        ("Emphysema", {}, "Emphysema."),
+        ("Lung nodule", {"lung_nodule": [piece("right upper lobe", 12)]}, "Lung nodule of 12 mm in the right upper lobe."),
+        (
+            "Lung nodule",
+            {"lung_nodule": [piece("right upper lobe", 12), piece("ribs", 6), *[piece("left lower lobe", 5)] * 3]},
+            "Lung nodule of 12 mm in the right upper lobe, of 6 mm on the left, of 5 mm in the left lower lobe and 2 more.",
+        ),
+        (
+            "Lung opacity",
+            {"ground_glass_opacity": [piece("left upper lobe"), piece("left upper lobe"), piece("right middle lobe")]},
+            "Ground-glass opacity in the left upper lobe and right middle lobe.",
+        ),
+        ("Lung opacity", {"consolidation": [piece("left upper lobe")]}, "Lung opacity in the left upper lobe."),
+        (
+            "Bronchiectasis",
+            {"bronchiectasis": [piece("left lower lobe"), piece("right lower lobe"), piece("left upper lobe", volume_ml=0.1)]},
+            "Bronchiectasis in the left lower lobe and right lower lobe.",
+        ),
+        (
+            "Pleural effusion",
+            {"pleural_effusion": [piece("left pleural space", volume_ml=80), piece("right pleural space", volume_ml=31)]},
+            "Pleural effusion on both sides, about 31 ml on the right and about 80 ml on the left.",
+        ),
+        ("Pericardial effusion", {"pericardial_effusion": [piece("heart")]}, "Pericardial effusion of about 2 ml."),
+    ],
+)  # fmt: skip
+def test_a_finding_is_told_with_its_places(
+    disease: str, pieces: dict[str, list[dict[str, Any]]], sentence: str
+) -> None:
+    assert located_sentence(disease, make_prediction(pieces).lesions) == sentence
+
+
+def test_the_places_are_read_back() -> None:
+    lesions = make_prediction(
+        {"lung_nodule": [piece("right upper lobe", 12), piece("left lower lobe", 5)]}
+    ).lesions
+    facts = location_facts(located_sentence("Lung nodule", lesions))
+    assert [(fact.region, fact.size_mm) for fact in facts] == [
+        ("right_upper_lobe", 12.0),
+        ("left_lower_lobe", 5.0),
+    ]
