@@ -16,35 +16,67 @@ def piece(region: str, diameter_mm: float = 9.0, volume_ml: float = 2.5) -> dict
     return component(6, region, diameter_mm) | {"side": side, "volume_ml": volume_ml}
 
 
+SPECK = piece("left upper lobe", volume_ml=0.1)
+
+
 @pytest.mark.parametrize(
     ("disease", "pieces", "sentence"),
     [
         ("Emphysema", {}, "Emphysema."),
-        ("Lung nodule", {"lung_nodule": [piece("right upper lobe", 12)]}, "Lung nodule of 12 mm in the right upper lobe."),
         (
             "Lung nodule",
-            {"lung_nodule": [piece("right upper lobe", 12), piece("ribs", 6), *[piece("left lower lobe", 5)] * 3]},
+            {"lung_nodule": [piece("right upper lobe", 12)]},
+            "Lung nodule of 12 mm in the right upper lobe.",
+        ),
+        (
+            "Lung nodule",
+            {
+                "lung_nodule": [
+                    piece("right upper lobe", 12),
+                    piece("ribs", 6),
+                    *[piece("left lower lobe", 5)] * 3,
+                ]
+            },
             "Lung nodule of 12 mm in the right upper lobe, of 6 mm on the left, of 5 mm in the left lower lobe and 2 more.",
         ),
         (
             "Lung opacity",
-            {"ground_glass_opacity": [piece("left upper lobe"), piece("left upper lobe"), piece("right middle lobe")]},
+            {
+                "ground_glass_opacity": [
+                    piece("left upper lobe"),
+                    piece("left upper lobe"),
+                    piece("right middle lobe"),
+                ]
+            },
             "Ground-glass opacity in the left upper lobe and right middle lobe.",
         ),
-        ("Lung opacity", {"consolidation": [piece("left upper lobe")]}, "Lung opacity in the left upper lobe."),
+        (
+            "Lung opacity",
+            {"consolidation": [piece("left upper lobe")]},
+            "Lung opacity in the left upper lobe.",
+        ),
         (
             "Bronchiectasis",
-            {"bronchiectasis": [piece("left lower lobe"), piece("right lower lobe"), piece("left upper lobe", volume_ml=0.1)]},
+            {"bronchiectasis": [piece("left lower lobe"), piece("right lower lobe"), SPECK]},
             "Bronchiectasis in the left lower lobe and right lower lobe.",
         ),
         (
             "Pleural effusion",
-            {"pleural_effusion": [piece("left pleural space", volume_ml=80), piece("right pleural space", volume_ml=31)]},
+            {
+                "pleural_effusion": [
+                    piece("left pleural space", volume_ml=80),
+                    piece("right pleural space", volume_ml=31),
+                ]
+            },
             "Pleural effusion on both sides, about 31 ml on the right and about 80 ml on the left.",
         ),
-        ("Pericardial effusion", {"pericardial_effusion": [piece("heart")]}, "Pericardial effusion of about 2 ml."),
+        (
+            "Pericardial effusion",
+            {"pericardial_effusion": [piece("heart")]},
+            "Pericardial effusion of about 2 ml.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_finding_is_told_with_its_places(
     disease: str, pieces: dict[str, list[dict[str, Any]]], sentence: str
 ) -> None:
