@@ -29,6 +29,7 @@ from vlm3d.inference.loading import load_pipeline
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
 from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES, LESIONS
+from vlm3d.preprocessing.orientation import to_canonical
 from vlm3d.volume import RegionMap, Volume
 
 SCANS = {"lidc0001": "lidc0001/ct.nii.gz", "lung_dx_a0001": "lung_dx_a0001/dicom"}
@@ -36,7 +37,7 @@ SCANS = {"lidc0001": "lidc0001/ct.nii.gz", "lung_dx_a0001": "lung_dx_a0001/dicom
 
 def on_model_grid(path: Path, pipeline: Pipeline) -> tuple[Volume, RegionMap]:
     """A real scan in HU and its anatomy, on the model's grid."""
-    scan = read_volume(path)
+    scan = to_canonical(read_volume(path))
     prepared = pipeline.preprocessor.apply(scan, segment_anatomy(scan))
     low, high = pipeline.model.config.preprocessing.hu_window
     hu_DHW = (prepared.intensity_DHW + 1) / 2 * (high - low) + low

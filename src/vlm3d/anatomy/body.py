@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from vlm3d.anatomy.grid import Mask, WorkGrid
-from vlm3d.anatomy.morphology import largest, opened
+from vlm3d.anatomy.morphology import largest, medians_of, opened
 
 TISSUE_HU = -300.0
 AIR_HU = -400.0
@@ -50,8 +50,8 @@ def _outside_air(grid: WorkGrid, air: Mask) -> Mask:
     outside = grid.padding_DHW.copy()
     candidates = np.flatnonzero(side)
     if candidates.size:
-        medians = ndimage.median(grid.hu_DHW, labels, candidates)
+        medians = medians_of(grid.hu_DHW, labels, candidates)
         thin = np.zeros(count + 1, dtype=bool)
-        thin[candidates[np.asarray(medians) < OUTSIDE_AIR_HU]] = True
+        thin[candidates[medians < OUTSIDE_AIR_HU]] = True
         outside |= thin[labels]
     return outside

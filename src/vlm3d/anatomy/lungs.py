@@ -11,7 +11,7 @@ from scipy import ndimage
 from vlm3d.anatomy.airways import Airways
 from vlm3d.anatomy.body import Body
 from vlm3d.anatomy.grid import Mask, WorkGrid
-from vlm3d.anatomy.morphology import closed, grow, shrink, signed_distance
+from vlm3d.anatomy.morphology import closed, grow, medians_of, shrink, signed_distance
 from vlm3d.volume import Volume
 
 MIN_CHEST_ML = 150.0
@@ -88,7 +88,7 @@ def _lung_pieces(grid: WorkGrid, air: Mask) -> tuple[list[Mask], list[float]]:
     candidates = np.flatnonzero(sizes_ml >= MIN_PIECE_ML) + 1
     if not candidates.size:
         return [], []
-    medians = np.atleast_1d(ndimage.median(grid.hu_DHW, labels, candidates))
+    medians = medians_of(grid.hu_DHW, labels, candidates)
     kept = [int(i) for i, median in zip(candidates, medians, strict=True) if median > ROOM_AIR_HU]
     if not kept:
         return [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -24,14 +26,40 @@ def signed_distance(mask: Mask, step: float | tuple[float, float, float] = 1.0) 
     return sitk.GetArrayFromImage(distance)
 
 
+def _around(mask: Mask, margin: int) -> tuple[slice, ...] | None:
+    """The box of all that is set with a margin, as far as the volume goes; None where nothing is set."""
+    found = ndimage.find_objects(mask.view(np.uint8))
+    if not found:
+        return None
+    return tuple(slice(max(cut.start - margin, 0), cut.stop + margin) for cut in found[0])
+
+
+def medians_of(
+    values: NDArray[Any], labels: NDArray[np.int32], candidates: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Median of the values under each of some labels, which are all there."""
+    boxes = ndimage.find_objects(labels)
+    return np.array(
+        [np.median(values[boxes[c - 1]][labels[boxes[c - 1]] == c]) for c in candidates], np.float64
+    )
+
+
 def grow(mask: Mask, radius: float) -> Mask:
     """Dilate by a ball; the radius is in voxels of an isotropic grid."""
-    return signed_distance(mask) <= radius
+    box = _around(mask, int(np.ceil(radius)) + 1)
+    grown = np.zeros_like(mask)
+    if box is not None:
+        grown[box] = signed_distance(mask[box]) <= radius
+    return grown
 
 
 def shrink(mask: Mask, radius: float) -> Mask:
     """Erode by a ball; the volume's border does not erode."""
-    return mask & ~(signed_distance(~mask) <= radius)
+    box = _around(mask, 1)
+    shrunk = np.zeros_like(mask)
+    if box is not None:
+        shrunk[box] = mask[box] & ~(signed_distance(~mask[box]) <= radius)
+    return shrunk
 
 
 def opened(mask: Mask, radius: float) -> Mask:
@@ -41,10 +69,14 @@ def opened(mask: Mask, radius: float) -> Mask:
 
 def closed(mask: Mask, radius: float) -> Mask:
     """Fill what a ball of this radius does not fit into; the volume's border does not attract."""
-    pad = int(np.ceil(radius)) + 1
-    padded = np.pad(mask, pad)
-    filled = signed_distance(~(signed_distance(padded) <= radius)) > radius
-    return mask | filled[pad:-pad, pad:-pad, pad:-pad]
+    box = _around(mask, 0)
+    filled = mask.copy()
+    if box is not None:
+        pad = int(np.ceil(radius)) + 1
+        padded = np.pad(mask[box], pad)
+        near = signed_distance(~(signed_distance(padded) <= radius)) > radius
+        filled[box] |= near[pad:-pad, pad:-pad, pad:-pad]
+    return filled
 
 
 def largest(mask: Mask) -> Mask:
