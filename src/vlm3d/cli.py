@@ -359,7 +359,10 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Store to create, or to go on with.")],
     config: ConfigName = "tiny",
     anatomy: Annotated[
-        str, typer.Option(help="auto (given regions, else our own), given, classical or none.")
+        str,
+        typer.Option(
+            help="auto (given regions, else our own), given, classical, mixed (half auto, half classical), none."
+        ),
     ] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if not given.")] = None,
     backend: Annotated[str, typer.Option(help="local processes, or ray.")] = "local",
@@ -370,7 +373,7 @@ def prepare(
     from vlm3d.datasets.sources import find_cases
     from vlm3d.errors import DataError
 
-    _one_of(anatomy, "--anatomy", ("auto", "given", "classical", "none"))
+    _one_of(anatomy, "--anatomy", ("auto", "given", "classical", "mixed", "none"))
     _one_of(backend, "--backend", ("local", "ray"))
     preprocessing = load_config(config).preprocessing
     cases = find_cases(sources)

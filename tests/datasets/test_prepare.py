@@ -237,6 +237,23 @@ def test_regions_come_from_where_they_should(
     assert (regions_DHW == 8).any() == (wanted == "file")
 
 
+@pytest.mark.parametrize("given_too", [True, False])
+def test_half_of_the_cases_get_the_anatomy_that_a_user_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_too: bool
+) -> None:
+    monkeypatch.setattr(
+        prepare_module,
+        "segment_anatomy",
+        lambda volume: RegionMap(np.full(volume.shape_DHW, 7, np.uint8), volume.affine, "classical"),
+    )
+    load = made.small_data if given_too else partial(without_regions)
+    here([case(f"case_{number}", load) for number in range(16)], tmp_path / "s", anatomy="mixed")
+    methods = {c.case_id: c.regions_method for c in PreparedDataset(tmp_path / "s").cases}
+    assert set(methods.values()) == ({"file", "classical"} if given_too else {"classical"})
+    here([case("case_3", load)], tmp_path / "again", anatomy="mixed")
+    assert PreparedDataset(tmp_path / "again").cases[0].regions_method == methods["case_3"], "as it is alone"
+
+
 def without_regions() -> Any:
     data = small_data()
     return type(data)(data.volume)

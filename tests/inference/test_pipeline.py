@@ -15,6 +15,7 @@ from support.scan_files import canonical, reoriented
 from support.small_models import small_model
 from vlm3d.errors import ConfigError, MaskError, ResourceError
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings, Result
+from vlm3d.inference.prediction import TRAINING_NOTES
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
@@ -210,11 +211,35 @@ def test_a_dicom_series_and_the_nifti_made_from_it_predict_alike(
 def test_a_task_that_was_never_trained_is_named_in_the_note() -> None:
     model = small_model()
     model.training_status, model.untrained_tasks = "synthetic", ("generation",)
-    note = Pipeline(model, checkpoint="test")._training_note()
+    settings, phantom = PredictionSettings(report=False, anatomy="none"), coarse_phantom()
+    note = Pipeline(model, checkpoint="test")(phantom.volume, settings).prediction.training_note
     assert "synthetic phantoms" in note
     assert "report writer was NOT TRAINED" in note
     model.untrained_tasks = ()
-    assert "NOT TRAINED" not in Pipeline(model, checkpoint="test")._training_note()
+    note = Pipeline(model, checkpoint="test")(phantom.volume, settings).prediction.training_note
+    assert note == TRAINING_NOTES["synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("learned", "anatomy", "own_mask", "told"),
+    [
+        (("phantom",), "none", False, "(phantom) than was found for this scan (none)"),
+        (("phantom",), "classical", False, "(phantom) than was found for this scan (classical)"),
+        (("phantom", "classical"), "classical", False, ""),
+        (("phantom",), "classical", True, ""),
+        ((), "classical", False, ""),
+    ],
+)
+def test_an_anatomy_that_no_weights_learned_with_is_named_in_the_note(
+    learned: tuple[str, ...], anatomy: str, own_mask: bool, told: str
+) -> None:
+    model, phantom = small_model(with_text=False), coarse_phantom()
+    model.training_status, model.untrained_tasks, model.learned_anatomy = "synthetic", (), learned
+    settings = PredictionSettings(report=False, anatomy=anatomy)  # type: ignore[arg-type]
+    mask = phantom.regions if own_mask else None
+    note = Pipeline(model, checkpoint="test")(phantom.volume, settings, mask=mask).prediction.training_note
+    assert ("another anatomy" in note) == bool(told)
+    assert told in note
 
 
 def test_a_report_is_checked_against_its_own_findings(pipeline: Pipeline) -> None:

@@ -15,7 +15,7 @@ from vlm3d.io.wording import reason
 
 FINGERPRINT = "fingerprint.json"
 SCHEMA_VERSION = 1
-AnatomyMode = Literal["given", "classical", "auto", "none"]
+AnatomyMode = Literal["given", "classical", "mixed", "auto", "none"]
 
 
 @dataclass(frozen=True)

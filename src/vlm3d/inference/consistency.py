@@ -119,7 +119,7 @@ def _repaired(
     wanted = {
         item.finding: item.message
         for item in checked.contradictions
-        if item.kind in ("not_mentioned", *_MISPLACED)
+        if item.kind in ("not_mentioned", "denied", *_MISPLACED)
     }
     for index, sentence in enumerate(checked.sentences):
         if index in reasons:

@@ -32,6 +32,7 @@ from vlm3d.errors import ResourceError
 from vlm3d.inference.consistency import consistent_report
 from vlm3d.inference.lesion_record import listed_piece, volume_ml_by_region
 from vlm3d.inference.prediction import (
+    OTHER_ANATOMY_NOTE,
     TRAINING_NOTES,
     UNTRAINED_TASK_NOTES,
     DiseaseFinding,
@@ -202,7 +203,7 @@ class Pipeline:
         with watch.stage("report"):
             report = self._report(features, probability_LDHW[None], diseases, lesions, pieces, settings)
         prediction = Prediction(
-            training_note=self._training_note(),
+            training_note=self._training_note(regions, searched=mask is None),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
             settings=asdict(settings),
@@ -324,11 +325,16 @@ class Pipeline:
             )
         return findings, masks, pieces
 
-    def _training_note(self) -> str:
-        """What a reader must know of the weights, the tasks that they never learned included."""
+    def _training_note(self, regions: RegionMap | None, *, searched: bool) -> str:
+        """What a reader must know of the weights: tasks and kinds of anatomy that they never learned included."""
         status = self.model_info.training
-        untrained = [UNTRAINED_TASK_NOTES[task] for task in TASKS if task in self.model.untrained_tasks]
-        return " ".join([TRAINING_NOTES[status], *(untrained if status != "untrained" else [])]).strip()
+        if status == "untrained":
+            return TRAINING_NOTES[status]
+        notes = [UNTRAINED_TASK_NOTES[task] for task in TASKS if task in self.model.untrained_tasks]
+        learned, found = self.model.learned_anatomy, "none" if regions is None else regions.method
+        if searched and learned and found not in learned:
+            notes.append(OTHER_ANATOMY_NOTE.format(learned=", ".join(learned), found=found))
+        return " ".join([TRAINING_NOTES[status], *notes]).strip()
 
     def _report(
         self,

@@ -33,6 +33,13 @@ UNTRAINED_TASK_NOTES: dict[str, str] = {
 """By task of the model, for weights of which only a part was trained."""
 
 
+OTHER_ANATOMY_NOTE = (
+    "These weights learned with another anatomy ({learned}) than was found for this scan ({found}): "
+    "expect findings and masks that are not there."
+)
+"""Where regions were searched by a way that no training scan's were; of a user's own mask nobody knows."""
+
+
 class Model(BaseModel):
     """Base of the schema: unknown keys are refused on reading."""
 

@@ -88,6 +88,9 @@ class VLM3DMultiTask(nn.Module):
         )
         self.training_status: checkpoint.Status = "untrained"
         self.untrained_tasks: tuple[str, ...] = TASKS
+        self.learned_anatomy: tuple[
+            str, ...
+        ] = ()  # `RegionMap.method` of the training scans; empty where nobody said
         sizes = self.config.model
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":
@@ -501,6 +504,7 @@ class VLM3DMultiTask(nn.Module):
         note = {
             "status": self.training_status,
             "untrained_tasks": list(self.untrained_tasks),
+            **({"anatomy": list(self.learned_anatomy)} if self.learned_anatomy else {}),
             **(training or {}),
         }
         checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)
@@ -541,6 +545,7 @@ class VLM3DMultiTask(nn.Module):
         model.load_checkpoint_state_dict(state)
         model.training_status = training["status"]
         model.untrained_tasks = tuple(training.get("untrained_tasks", ()))
+        model.learned_anatomy = tuple(training.get("anatomy", ()))
         model.to(torch.device(device or "cpu"))
         if load_text:
             encoder = load_text_encoder(

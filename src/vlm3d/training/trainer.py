@@ -19,6 +19,7 @@ import math
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -361,9 +362,8 @@ class Trainer:
 
     def _note(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """``training.json`` of a checkpoint: what it was trained on, how long, how good."""
-        sources: dict[str, int] = {}
-        for case in self.train_set.cases:
-            sources[case.source] = sources.get(case.source, 0) + 1
+        sources = Counter(case.source for case in self.train_set.cases)
+        anatomy = Counter(case.regions_method or "none" for case in self.train_set.cases)
         return {
             "status": self.model.training_status,
             "untrained_tasks": list(self.model.untrained_tasks),
@@ -371,7 +371,8 @@ class Trainer:
             "phase_step": self.state.step,
             "total_steps": self.state.total_steps,
             "finished_phases": list(self.state.finished),
-            "training_cases": sources,
+            "training_cases": dict(sources),
+            "anatomy": dict(anatomy),
             "store": self.train_set.fingerprint.sha256,
             "seconds": round(self.state.seconds),
             "validation": {key: round(v, 4) for key, v in figures.items() if math.isfinite(v)},
