@@ -99,7 +99,9 @@ def test_boxes_of_one_scan_differ_and_do_not_depend_on_what_was_read(
 def test_boxes_that_teach_masks_alone_are_laid_over_lesions(dataset: PreparedDataset, config: Config) -> None:
     phase = PhaseConfig(tasks={"localization": 1.0}, scan_crop=(16, 32, 32), lesion_crops=1.0)
     stream = ScanStream(dataset, config, phase, 3)
-    with_lesion = {case.case_id for case in dataset.cases if any(case.lesion_voxels.values())}
+    with_lesion = {
+        case.case_id for case in dataset.cases if any(case.lesion_voxels[key] for key in stream.lesion_keys)
+    }
     shown = [scan for scan in (stream[p] for p in range(12)) if scan.case_id in with_lesion]
     assert len(shown) > 5
     assert all((scan.masks_LDHW == 1).any() for scan in shown)

@@ -127,6 +127,9 @@ class ScanStream(Dataset[Scan]):
         self.lesion_keys = [
             lesion.key for lesion in first_lesions(config.model.localizer.num_lesion_diseases)
         ]
+        self.drawn_bits = range(
+            min(len(self.lesion_keys), _LESION_BITS)
+        )  # keys begin with the stored lesions
         self.num_diseases = config.model.classifier.num_diseases
         self.augment = Augmenter(config.training.augmentation)
         self._last: tuple[int, TrainingSample, Sequence[str], tuple[str, ...]] | None = None
@@ -206,7 +209,7 @@ class ScanStream(Dataset[Scan]):
             ),
             sample.labels_K,
             sample.report,
-            self._box(sample, self.phase.localization_crop, range(_LESION_BITS), rng),
+            self._box(sample, self.phase.localization_crop, self.drawn_bits, rng),
             place,
             damaged,
         )
@@ -214,7 +217,7 @@ class ScanStream(Dataset[Scan]):
     def _cut_out(self, sample: TrainingSample, rng: np.random.Generator) -> tuple[TrainingSample, Place]:
         """A box of a scan as if it were all of it: what lies elsewhere is not there; what nobody placed is unknown."""
         diseases = range(_LESION_BITS, _LESION_BITS + len(DISEASE_NAMES))
-        over = diseases if "classification" in self.phase.tasks else range(_LESION_BITS)
+        over = diseases if "classification" in self.phase.tasks else self.drawn_bits
         box = self._box(sample, self.phase.scan_crop, over, rng)
         assert box is not None
         z, y, x = (
