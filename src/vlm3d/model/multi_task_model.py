@@ -88,9 +88,8 @@ class VLM3DMultiTask(nn.Module):
         )
         self.training_status: checkpoint.Status = "untrained"
         self.untrained_tasks: tuple[str, ...] = TASKS
-        self.learned_anatomy: tuple[
-            str, ...
-        ] = ()  # `RegionMap.method` of the training scans; empty where nobody said
+        # `RegionMap.method` of the training scans; empty where nobody said
+        self.learned_anatomy: tuple[str, ...] = ()
         sizes = self.config.model
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":

@@ -127,9 +127,8 @@ class ScanStream(Dataset[Scan]):
         self.lesion_keys = [
             lesion.key for lesion in first_lesions(config.model.localizer.num_lesion_diseases)
         ]
-        self.drawn_bits = range(
-            min(len(self.lesion_keys), _LESION_BITS)
-        )  # keys begin with the stored lesions
+        # keys begin with the stored lesions
+        self.drawn_bits = range(min(len(self.lesion_keys), _LESION_BITS))
         self.num_diseases = config.model.classifier.num_diseases
         self.augment = Augmenter(config.training.augmentation)
         self._last: tuple[int, TrainingSample, Sequence[str], tuple[str, ...]] | None = None
