@@ -27,5 +27,5 @@ $EVALUATE --data "$WORK/test" --out "$WORK/evaluation_test" --report
 $EVALUATE --data "$WORK/shifted" --out "$WORK/evaluation_shifted"
 # The phantoms' own anatomy is better than any that a user has: what is left with that which `vlm3d predict` finds?
 $VLM3D prepare "phantom:200000-200040:$COMMON,split=test" --config tiny --anatomy classical --out "$WORK/searched"
-$EVALUATE --data "$WORK/searched" --split test --out "$WORK/evaluation_searched"
+$EVALUATE --data "$WORK/searched" --out "$WORK/evaluation_searched"
 echo "== $(date -u +%FT%TZ) done: $WORK/run/final, $WORK/evaluation_{test,shifted,searched}"

@@ -160,13 +160,13 @@ LUNG_SIGNS: tuple[Lesion, ...] = (
 )
 """Drawn beside the five where a model has prompts for them: small in a scan, and told with their lobe in a report."""
 
-DRAWN: tuple[Lesion, ...] = (*LESIONS, *LUNG_SIGNS)
+STORED_LESIONS: tuple[Lesion, ...] = (*LESIONS, *LUNG_SIGNS)
 """All that sources may know masks of: as many as a store has bits."""
 
-DRAWN_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in DRAWN)
+STORED_LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in STORED_LESIONS)
 
 EXTRA_COLORS = ("#9aa7ff", "#a0d468", "#ff9f68")
-"""Of lesions past `DRAWN`, in turn."""
+"""Of lesions past `STORED_LESIONS`, in turn."""
 
 TASKS: tuple[str, ...] = ("classification", "localization", "generation")
 """The model's tasks, as outputs, losses and task sampling name them."""
@@ -179,10 +179,12 @@ def first_diseases(count: int) -> tuple[Disease, ...]:
 
 
 def first_lesions(count: int) -> tuple[Lesion, ...]:
-    """The first prompts of a localizer: `DRAWN`, then each disease that none of them draws, then numbers."""
-    drawn = {lesion.disease for lesion in DRAWN}
+    """The first prompts of a localizer: `STORED_LESIONS`, then each disease that none of them draws, then numbers."""
+    drawn = {lesion.disease for lesion in STORED_LESIONS}
     others = [disease for disease in DISEASES if disease.name not in drawn]
-    others += [Disease(f"Lesion {number}", "") for number in range(len(DRAWN) + len(others) + 1, count + 1)]
+    others += [
+        Disease(f"Lesion {number}", "") for number in range(len(STORED_LESIONS) + len(others) + 1, count + 1)
+    ]
     more = (
         Lesion(
             key=disease.name.lower().replace(" ", "_"),
@@ -194,4 +196,4 @@ def first_lesions(count: int) -> tuple[Lesion, ...]:
         )
         for place, disease in enumerate(others)
     )
-    return (*DRAWN, *more)[:count]
+    return (*STORED_LESIONS, *more)[:count]

@@ -49,5 +49,5 @@ def test_shapes_are_those_of_distances_over_the_whole_volume(mask: np.ndarray, r
 def test_medians_are_those_of_each_piece() -> None:
     rng = np.random.default_rng(0)
     labels, values = rng.integers(0, 5, SHAPE).astype(np.int32), rng.normal(size=SHAPE).astype(np.float32)
-    found = medians_of(values, labels, np.array([1, 4]))
+    found = medians_of(values, labels, ndimage.find_objects(labels), np.array([1, 4]))
     assert found.tolist() == pytest.approx(ndimage.median(values, labels, [1, 4]))

@@ -12,7 +12,7 @@ from vlm3d.datasets.guidance import guidance_bits, patch_guidance
 from vlm3d.datasets.phantom_source import find_phantom_cases
 from vlm3d.datasets.prepare import prepare
 from vlm3d.datasets.prepared import PreparedDataset
-from vlm3d.labels import DISEASE_NAMES, DRAWN, DRAWN_KEYS
+from vlm3d.labels import DISEASE_NAMES, STORED_LESION_KEYS, STORED_LESIONS
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def test_marks_are_the_masks_where_there_are_masks_and_lie_in_the_stated_region_
     for index, case in enumerate(dataset.cases):
         arrays = dataset.read(index)
         bits_DHW = guidance_bits(case, arrays.regions_DHW, arrays.lesion_bits_DHW)
-        for lesion in DRAWN:
-            mask_DHW = (arrays.lesion_bits_DHW >> DRAWN_KEYS.index(lesion.key)) & 1 > 0
+        for lesion in STORED_LESIONS:
+            mask_DHW = (arrays.lesion_bits_DHW >> STORED_LESION_KEYS.index(lesion.key)) & 1 > 0
             if lesion.disease != "Lung opacity" and mask_DHW.any():
                 np.testing.assert_array_equal(_bit(bits_DHW, lesion.disease), mask_DHW)
         for disease, region in (("Cardiomegaly", "heart"), ("Lymphadenopathy", "mediastinum")):

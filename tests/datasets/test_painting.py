@@ -14,7 +14,7 @@ from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom, paint_into_scan
 from vlm3d.io import read_volume
-from vlm3d.labels import DISEASE_NAMES, DRAWN, LESIONS
+from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS
 from vlm3d.preprocessing.orientation import to_canonical
 from vlm3d.volume import CANONICAL_AXES, RegionMap, Volume
 
@@ -31,7 +31,7 @@ def test_each_finding_can_be_painted(name: str) -> None:
     before = scan.volume.voxels_DHW.copy()
     painted = paint_into_scan(scan.volume, scan.regions, {name: 0.8}, seed=1)
     assert {item.finding for item in painted.truth} == {name}
-    own = {lesion.key for lesion in DRAWN if lesion.disease == name}
+    own = {lesion.key for lesion in STORED_LESIONS if lesion.disease == name}
     assert {key for key, mask in painted.lesion_masks.items() if mask.any()} == own
     assert np.array_equal(scan.volume.voxels_DHW, before), "the given scan was changed"
     assert (painted.volume.voxels_DHW != before).any()

@@ -18,7 +18,7 @@ from vlm3d.datasets.phantom.reports import _NEGATIVES
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.errors import OutputError
 from vlm3d.io import read_mask, read_volume
-from vlm3d.labels import DISEASE_NAMES, DRAWN, DRAWN_KEYS
+from vlm3d.labels import DISEASE_NAMES, STORED_LESION_KEYS, STORED_LESIONS
 
 WORDS = {
     "Medical material": "medical material",
@@ -72,7 +72,7 @@ def test_each_finding_alone(name: str) -> None:
     words = WORDS[name] if isinstance(WORDS[name], tuple) else (WORDS[name],)
     said = phantom.report.text.lower()
     assert any(word in said and f"no {word}" not in said for word in words)
-    own = {lesion.key for lesion in DRAWN if lesion.disease == name}
+    own = {lesion.key for lesion in STORED_LESIONS if lesion.disease == name}
     for key, mask in phantom.lesion_masks.items():
         assert mask.any() == (key in own), key
 
@@ -83,7 +83,7 @@ def test_all_findings_together(seed: int, severity: float) -> None:
     phantom = generate_phantom(seed, spacing_mm=COARSE_MM, findings=dict.fromkeys(DISEASE_NAMES, severity))
     found = {item.finding for item in phantom.truth}
     assert {name for name in DISEASE_NAMES if name not in found} <= {"Lung nodule", "Lung opacity"}
-    for lesion in DRAWN:
+    for lesion in STORED_LESIONS:
         pieces = [item for item in phantom.truth if item.lesion == lesion.key]
         mask = phantom.lesion_masks[lesion.key]
         assert bool(pieces) == mask.any(), lesion.key
@@ -209,7 +209,7 @@ def test_on_disk_it_reads_back(tmp_path: Path) -> None:
     regions = read_mask(folder / "regions.nii.gz")
     assert np.array_equal(np.unique(regions.labels_DHW), np.unique(phantom.regions.labels_DHW))
     written = {path.name.split(".")[0] for path in (folder / "masks").iterdir()}
-    assert written == {key for key in DRAWN_KEYS if phantom.lesion_masks[key].any()}
+    assert written == {key for key in STORED_LESION_KEYS if phantom.lesion_masks[key].any()}
     with pytest.raises(OutputError, match="exists"):
         write_phantom(phantom, folder)
 

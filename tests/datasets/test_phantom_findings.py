@@ -10,7 +10,7 @@ import pytest
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom, generation, paint_into_scan
 from vlm3d.datasets.phantom.pose import Pose
-from vlm3d.labels import DISEASE_NAMES, DRAWN, DRAWN_KEYS
+from vlm3d.labels import DISEASE_NAMES, STORED_LESION_KEYS, STORED_LESIONS
 from vlm3d.volume import RegionMap
 
 SPACING_MM = (10.0, 6.0, 6.0)
@@ -35,8 +35,8 @@ def test_labels_truth_and_masks_agree_over_many_patients(protocol: str | None, s
         seen |= found
         labeled = {name for name, value in zip(DISEASE_NAMES, phantom.disease_labels, strict=True) if value}
         assert labeled == found | ({"Lung opacity"} if "Consolidation" in found else set())
-        assert set(phantom.lesion_masks) == set(DRAWN_KEYS)
-        for lesion in DRAWN:
+        assert set(phantom.lesion_masks) == set(STORED_LESION_KEYS)
+        for lesion in STORED_LESIONS:
             mask = phantom.lesion_masks[lesion.key]
             assert mask.any() == any(item.lesion == lesion.key for item in phantom.truth), (seed, lesion.key)
             if mask.sum() >= 30:

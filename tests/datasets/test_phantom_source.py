@@ -16,7 +16,7 @@ from vlm3d.datasets.phantom import generate_phantom
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.datasets.phantom_source import find_phantom_cases
 from vlm3d.errors import ConfigError, DataError
-from vlm3d.labels import DISEASE_NAMES, DRAWN_KEYS
+from vlm3d.labels import DISEASE_NAMES, STORED_LESION_KEYS
 
 COARSE = "spacing=6x4x4"
 
@@ -35,7 +35,7 @@ def test_a_loaded_phantom_carries_its_truth() -> None:
     made = generate_phantom(5, spacing_mm=COARSE_MM)
     np.testing.assert_array_equal(data.volume.voxels_DHW, made.volume.voxels_DHW)
     np.testing.assert_array_equal(data.regions.labels_DHW, made.regions.labels_DHW)
-    assert set(data.lesion_masks) == set(DRAWN_KEYS)
+    assert set(data.lesion_masks) == set(STORED_LESION_KEYS)
     described = case.described_by(data)
     assert described.labels_K == tuple(made.disease_labels)
     assert described.report == made.report.text
@@ -107,9 +107,20 @@ def test_folders_tell_the_same_as_the_phantoms_they_were_written_from(tmp_path: 
     np.testing.assert_array_equal(data.volume.voxels_DHW, made.volume.voxels_DHW)
     assert data.regions is not None
     np.testing.assert_array_equal(data.regions.labels_DHW, made.regions.labels_DHW)
-    for key in DRAWN_KEYS:
+    for key in STORED_LESION_KEYS:
         np.testing.assert_array_equal(data.lesion_masks[key], made.lesion_masks[key])
     assert find_phantom_cases(f"phantom:{tmp_path / 'phantom_000001'}")[0].patient_id == again.patient_id
+
+
+def test_a_mask_that_a_folder_lacks_is_unknown_only_where_the_truth_names_the_finding(tmp_path: Path) -> None:
+    """Folders written before lung signs had masks say nothing of where these lie."""
+    phantom = generate_phantom(5, spacing_mm=COARSE_MM, findings={"Atelectasis": 0.8, "Lung nodule": 0.8})
+    folder = write_phantom(phantom, tmp_path / "p")
+    (folder / "masks" / "atelectasis.nii.gz").unlink()
+    masks = find_phantom_cases(f"phantom:{folder}")[0].load().lesion_masks
+    assert set(STORED_LESION_KEYS) - set(masks) == {"atelectasis"}
+    assert masks["lung_nodule"].any()
+    assert not masks["bronchiectasis"].any()
 
 
 def test_a_folder_without_phantoms_or_with_a_broken_truth_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from support.small_cases import GRID, case, small_cases
 from vlm3d.datasets.prepare import prepare
 from vlm3d.datasets.prepared import PreparedDataset, lesion_masks
 from vlm3d.errors import ConfigError, DataError
-from vlm3d.labels import DRAWN_KEYS
+from vlm3d.labels import STORED_LESION_KEYS
 
 BOX = ((2, 20), (5, 30), (0, 17))
 
@@ -154,15 +154,17 @@ def test_unknown_labels_stay_unknown(whole_store: Path) -> None:
     assert labels_K[2:] == (0.0,) * 16
 
 
-@given(bits=st.integers(0, 2 ** len(DRAWN_KEYS) - 1), known=st.sets(st.sampled_from(DRAWN_KEYS)))
+@given(
+    bits=st.integers(0, 2 ** len(STORED_LESION_KEYS) - 1), known=st.sets(st.sampled_from(STORED_LESION_KEYS))
+)
 def test_masks_are_one_zero_or_unknown(bits: int, known: set[str]) -> None:
     masks_LDHW = lesion_masks(np.full((1, 1, 1), bits, np.uint8), known)
-    wanted = [(bits >> place & 1) if key in known else -1 for place, key in enumerate(DRAWN_KEYS)]
+    wanted = [(bits >> place & 1) if key in known else -1 for place, key in enumerate(STORED_LESION_KEYS)]
     assert masks_LDHW.dtype == np.int8
     assert masks_LDHW[:, 0, 0, 0].tolist() == wanted
 
 
 def test_masks_come_in_the_order_asked_for() -> None:
-    bits = np.array([[[1 << DRAWN_KEYS.index("lung_nodule")]]], np.uint8)
-    found = lesion_masks(bits, DRAWN_KEYS, ("lung_nodule", "hiatal_hernia", "consolidation"))
+    bits = np.array([[[1 << STORED_LESION_KEYS.index("lung_nodule")]]], np.uint8)
+    found = lesion_masks(bits, STORED_LESION_KEYS, ("lung_nodule", "hiatal_hernia", "consolidation"))
     assert found[:, 0, 0, 0].tolist() == [1, -1, 0]

@@ -17,7 +17,7 @@ from vlm3d.inference.consistency import consistent_report, repair_report
 from vlm3d.inference.contradictions import check_report
 from vlm3d.inference.measured_sentences import located_sentence
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Report
-from vlm3d.labels import DISEASE_NAMES, DRAWN
+from vlm3d.labels import DISEASE_NAMES, STORED_LESIONS
 from vlm3d.model.report_sections import form_score, parse_report
 
 RIGHT_UPPER = component(6, "right upper lobe", 17.0)
@@ -235,6 +235,17 @@ def test_a_report_keeps_its_form_where_a_whole_section_contradicts(positive: set
     ]
 
 
+def test_what_was_denied_is_said_in_its_place() -> None:
+    """The impression names it already; the findings would else have lost it."""
+    found = heads({"Pleural effusion"}, {"pleural_effusion": [RIGHT_UPPER]})
+    repaired, _ = repair_report(
+        "Findings:\nClear lungs. No pleural effusion.\n\nImpression:\nPleural effusion.", *found
+    )
+    sections = parse_report(repaired)
+    assert sections.findings == "Clear lungs. Pleural effusion on the right, about 2 ml."
+    assert sections.impression == "Pleural effusion."
+
+
 def test_a_consistent_report_is_not_touched() -> None:
     text = "Findings:\n  Emphysema.\n\n\nImpression: Emphysema"
     assert repair_report(text, *heads({"Emphysema"})) == (text, [])
@@ -254,7 +265,7 @@ PIECE = st.builds(
 HEADS = st.builds(
     heads,
     st.sets(st.sampled_from(DISEASE_NAMES)),
-    st.dictionaries(st.sampled_from([lesion.key for lesion in DRAWN]), st.lists(PIECE, max_size=4)),
+    st.dictionaries(st.sampled_from([lesion.key for lesion in STORED_LESIONS]), st.lists(PIECE, max_size=4)),
 )
 SENTENCES = st.lists(
     st.sampled_from(
@@ -285,7 +296,7 @@ def test_a_repaired_report_never_contradicts_its_heads(text: str, found: Heads) 
     assert {disease.name for disease in found[0] if disease.positive} <= present
 
 
-@given(PIECE, st.sampled_from(DRAWN))
+@given(PIECE, st.sampled_from(STORED_LESIONS))
 def test_a_sentence_from_measurements_agrees_with_them(piece: dict, lesion: object) -> None:
     found = heads({lesion.disease}, {lesion.key: [piece]})  # type: ignore[attr-defined]
     assert kinds(located_sentence(lesion.disease, found[1]), found) == []  # type: ignore[attr-defined]

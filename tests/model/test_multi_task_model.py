@@ -335,6 +335,28 @@ def test_a_foreign_tensor_and_a_wrong_shape_are_named(saved: tuple[VLM3DMultiTas
         reload(saved[1])
 
 
+@pytest.mark.parametrize("key", ["anatomy", "untrained_tasks"])
+@pytest.mark.parametrize("words", [5, "phantom", ["<b>now</b>"], [None], {"phantom": 3}])
+def test_what_a_checkpoint_says_of_its_training_is_a_list_of_words(
+    saved: tuple[VLM3DMultiTask, Path], key: str, words: object
+) -> None:
+    note = json.loads((saved[1] / "training.json").read_text())
+    (saved[1] / "training.json").write_text(json.dumps({**note, key: words}))
+    with pytest.raises(CheckpointError, match=f"{key} must be a list of words"):
+        reload(saved[1])
+
+
+def test_the_anatomy_that_was_learned_with_is_kept(saved: tuple[VLM3DMultiTask, Path]) -> None:
+    model, folder = saved
+    model.learned_anatomy = ("classical", "phantom")
+    model.save_pretrained(folder)
+    assert VLM3DMultiTask.from_pretrained(folder).learned_anatomy == ("classical", "phantom")
+    note = json.loads((folder / "training.json").read_text())
+    del note["anatomy"]  # a checkpoint from before
+    (folder / "training.json").write_text(json.dumps(note))
+    assert VLM3DMultiTask.from_pretrained(folder).learned_anatomy == ()
+
+
 def test_damaged_checkpoints_are_refused(saved: tuple[VLM3DMultiTask, Path]) -> None:
     folder = saved[1]
     weights = (folder / "model.safetensors").read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm3d.anatomy.regions import REGIONS
 from vlm3d.config import load_config
-from vlm3d.labels import DISEASE_NAMES, DRAWN
+from vlm3d.labels import DISEASE_NAMES, STORED_LESIONS
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.outputs.info import info_text, size_table
 
@@ -13,7 +13,7 @@ def test_everything_is_named() -> None:
     text = info_text()
     for name in (
         *DISEASE_NAMES,
-        *(lesion.key for lesion in DRAWN),
+        *(lesion.key for lesion in STORED_LESIONS),
         *(region.name for region in REGIONS),
         "NRRD",
     ):

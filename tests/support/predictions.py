@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
-from vlm3d.labels import DISEASE_NAMES, DRAWN, LESIONS
+from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS
 
 SHAPE = (12, 40, 44)
 
@@ -76,7 +76,7 @@ def make_prediction(
                 "volume_ml": 2.5,
                 "components": components.get(lesion.key, []),
             }
-            for i, lesion in enumerate(DRAWN)
+            for i, lesion in enumerate(STORED_LESIONS)
             if lesion in LESIONS or lesion.key in components
         ],
         "report": {

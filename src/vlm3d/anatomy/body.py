@@ -50,7 +50,7 @@ def _outside_air(grid: WorkGrid, air: Mask) -> Mask:
     outside = grid.padding_DHW.copy()
     candidates = np.flatnonzero(side)
     if candidates.size:
-        medians = medians_of(grid.hu_DHW, labels, candidates)
+        medians = medians_of(grid.hu_DHW, labels, ndimage.find_objects(labels), candidates)
         thin = np.zeros(count + 1, dtype=bool)
         thin[candidates[medians < OUTSIDE_AIR_HU]] = True
         outside |= thin[labels]

@@ -88,12 +88,12 @@ def _lung_pieces(grid: WorkGrid, air: Mask) -> tuple[list[Mask], list[float]]:
     candidates = np.flatnonzero(sizes_ml >= MIN_PIECE_ML) + 1
     if not candidates.size:
         return [], []
-    medians = medians_of(grid.hu_DHW, labels, candidates)
+    bounds = ndimage.find_objects(labels)
+    medians = medians_of(grid.hu_DHW, labels, bounds, candidates)
     kept = [int(i) for i, median in zip(candidates, medians, strict=True) if median > ROOM_AIR_HU]
     if not kept:
         return [], []
     main = max(kept, key=lambda i: sizes_ml[i - 1])
-    bounds = ndimage.find_objects(labels)
     kept = [
         i for i in kept if sizes_ml[i - 1] > 0.2 * sizes_ml[main - 1] or not _is_gas(grid, labels, bounds, i)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,12 @@ def _around(mask: Mask, margin: int) -> tuple[slice, ...] | None:
 
 
 def medians_of(
-    values: NDArray[Any], labels: NDArray[np.int32], candidates: NDArray[np.intp]
+    values: NDArray[Any],
+    labels: NDArray[np.int32],
+    boxes: Sequence[tuple[slice, ...]],
+    candidates: NDArray[np.intp],
 ) -> NDArray[np.float64]:
-    """Median of the values under each of some labels, which are all there."""
-    boxes = ndimage.find_objects(labels)
+    """Median of the values under each of some labels; ``boxes`` is ``ndimage.find_objects(labels)``."""
     return np.array(
         [np.median(values[boxes[c - 1]][labels[boxes[c - 1]] == c]) for c in candidates], np.float64
     )

@@ -49,8 +49,8 @@ class TrainingSample:
     Attributes:
         hu_DHW: int16 or float32, in HU.
         regions_DHW: uint8 region ids, or None.
-        lesion_bits_DHW: uint8; bit l is lesion l of `vlm3d.labels.DRAWN`. Or uint32, with marks of the caller's in the
-            bits from 8 on.
+        lesion_bits_DHW: uint8; bit l is lesion l of `vlm3d.labels.STORED_LESIONS`. Or uint32, with marks of the caller's in
+            the bits from 8 on.
         labels_K: 0, 1 or NaN (unknown), a disease each.
         report: Text, or None.
         case_id: Names the case in logs.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_IDS
 from vlm3d.datasets.store import PreparedCase
-from vlm3d.labels import DISEASE_NAMES, DRAWN, IMPLIED
+from vlm3d.labels import DISEASE_NAMES, IMPLIED, STORED_LESIONS
 
 MARGIN_MM = 4.0
 """Added to a stated radius: sizes are rounded, and an edge is seen from both sides."""
@@ -40,7 +40,7 @@ def guidance_bits(
     """
     bits_DHW = np.zeros(lesion_bits_DHW.shape, np.uint32)
     masked = set()
-    for number, lesion in enumerate(DRAWN):
+    for number, lesion in enumerate(STORED_LESIONS):
         if case.lesion_voxels.get(lesion.key):
             masked.add(lesion.disease)
             flag = np.uint32(1 << DISEASE_NAMES.index(lesion.disease))

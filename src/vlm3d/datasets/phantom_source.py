@@ -29,7 +29,7 @@ from vlm3d.datasets.phantom.scanner import protocol_of
 from vlm3d.datasets.spec import Spec, as_float, as_split, parse_spec
 from vlm3d.errors import ConfigError, DataError
 from vlm3d.io import read_mask, read_volume
-from vlm3d.labels import DISEASE_NAMES, DRAWN, LESIONS
+from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS
 from vlm3d.volume import Volume
 
 KIND = "phantom"
@@ -137,7 +137,7 @@ def load_phantom_folder(folder: Path) -> CaseData:
         regions=regions,
         lesion_masks={
             lesion.key: mask_DHW
-            for lesion in DRAWN
+            for lesion in STORED_LESIONS
             if (mask_DHW := _lesion_mask(folder / "masks" / f"{lesion.key}.nii.gz", volume)).any()
             or lesion in LESIONS
             or not labels[lesion.disease]

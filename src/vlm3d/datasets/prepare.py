@@ -41,7 +41,7 @@ from vlm3d.datasets.workers import KILLED, Backend, each_finished, require_ray
 from vlm3d.errors import DataError, MissingExtraError, OutputError, VLM3DError
 from vlm3d.io import write_atomically
 from vlm3d.io.wording import reason
-from vlm3d.labels import DRAWN_KEYS
+from vlm3d.labels import STORED_LESION_KEYS
 from vlm3d.preprocessing.orientation import to_canonical
 from vlm3d.preprocessing.preprocessor import Preprocessor
 from vlm3d.preprocessing.resampling import thread_count
@@ -161,10 +161,10 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
     preprocessor = Preprocessor(job.config, threads=job.threads)
     regions = _regions(case.case_id, data.volume, data.regions, job.anatomy)
     scan = preprocessor.apply_hu(data.volume, regions)
-    unknown = sorted(set(data.lesion_masks) - set(DRAWN_KEYS))
+    unknown = sorted(set(data.lesion_masks) - set(STORED_LESION_KEYS))
     if unknown:
         raise DataError(
-            f"there is a mask of '{unknown[0]}', which is none of the lesions {', '.join(DRAWN_KEYS)}"
+            f"there is a mask of '{unknown[0]}', which is none of the lesions {', '.join(STORED_LESION_KEYS)}"
         )
     bits_DHW = np.zeros(scan.hu_DHW.shape, np.uint8)
     voxels: dict[str, int] = {}
@@ -172,7 +172,7 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         found_DHW = preprocessor.apply_masks({key: mask_DHW}, scan.geometry)[key]
         voxels[key] = int(np.count_nonzero(found_DHW))
         if voxels[key]:
-            bits_DHW |= found_DHW.view(np.uint8) << DRAWN_KEYS.index(key)
+            bits_DHW |= found_DHW.view(np.uint8) << STORED_LESION_KEYS.index(key)
     described = with_synthetic_report(case, data, regions)
     affine = scan.geometry.model_affine
     prepared = PreparedCase(
@@ -181,8 +181,8 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         source=case.source,
         split=case.split,
         labels_K=described.labels_K,
-        known_lesions=tuple(key for key in DRAWN_KEYS if key in voxels),
-        lesion_voxels={key: voxels[key] for key in DRAWN_KEYS if key in voxels},
+        known_lesions=tuple(key for key in STORED_LESION_KEYS if key in voxels),
+        lesion_voxels={key: voxels[key] for key in STORED_LESION_KEYS if key in voxels},
         report=described.report,
         report_is_synthetic=described.report_is_synthetic,
         facts=dict(described.facts),
@@ -201,8 +201,10 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
 def _regions(case_id: str, volume: Volume, given: RegionMap | None, anatomy: AnatomyMode) -> RegionMap | None:
     if anatomy == "none":
         return None
-    own = anatomy == "auto" or (anatomy == "mixed" and hashlib.sha256(case_id.encode()).digest()[0] % 2 == 0)
-    if anatomy == "given" or (own and given is not None):
+    prefers_given = anatomy == "auto" or (
+        anatomy == "mixed" and hashlib.sha256(case_id.encode()).digest()[0] % 2 == 0
+    )
+    if anatomy == "given" or (prefers_given and given is not None):
         return given
     return segment_anatomy(to_canonical(volume))
 

@@ -24,7 +24,7 @@ from vlm3d.datasets.store import (
     wrong_checksum,
 )
 from vlm3d.errors import DataError
-from vlm3d.labels import DRAWN_KEYS
+from vlm3d.labels import STORED_LESION_KEYS
 
 Verify = Literal["none", "sizes", "sha256"]
 
@@ -36,7 +36,7 @@ class PreparedArrays:
     Attributes:
         hu_DHW: int16 HU, canonical axes.
         regions_DHW: uint8 region ids on the same grid; 0 everywhere if the case has no regions.
-        lesion_bits_DHW: uint8; bit l is the l-th of `vlm3d.labels.DRAWN_KEYS`. `lesion_masks` unpacks it.
+        lesion_bits_DHW: uint8; bit l is the l-th of `vlm3d.labels.STORED_LESION_KEYS`. `lesion_masks` unpacks it.
     """
 
     hu_DHW: NDArray[np.int16]
@@ -45,14 +45,14 @@ class PreparedArrays:
 
 
 def lesion_masks(
-    bits_DHW: NDArray[np.uint8], known: Iterable[str], keys: Sequence[str] = DRAWN_KEYS
+    bits_DHW: NDArray[np.uint8], known: Iterable[str], keys: Sequence[str] = STORED_LESION_KEYS
 ) -> NDArray[np.int8]:
     """Unpack lesion masks.
 
     Args:
         bits_DHW: As in `PreparedArrays`.
         known: Lesions that were annotated, as in `PreparedCase.known_lesions`.
-        keys: Lesions wanted, in this order; one that is not of `DRAWN_KEYS` is unknown.
+        keys: Lesions wanted, in this order; one that is not of `STORED_LESION_KEYS` is unknown.
 
     Returns:
         (L, D, H, W): 1 lesion, 0 none, -1 unknown.
@@ -60,8 +60,8 @@ def lesion_masks(
     known = set(known)
     masks_LDHW = np.full((len(keys), *bits_DHW.shape), -1, np.int8)
     for mask_DHW, key in zip(masks_LDHW, keys, strict=True):
-        if key in known and key in DRAWN_KEYS:
-            np.bitwise_and(bits_DHW >> DRAWN_KEYS.index(key), 1, out=mask_DHW, casting="unsafe")
+        if key in known and key in STORED_LESION_KEYS:
+            np.bitwise_and(bits_DHW >> STORED_LESION_KEYS.index(key), 1, out=mask_DHW, casting="unsafe")
     return masks_LDHW
 
 

@@ -8,7 +8,7 @@ STORE/
 └── cases/<case_id>/
     ├── image.b2nd               int16 HU (D, H, W) on the model's grid, not windowed
     ├── regions.b2nd             uint8 region ids, 0 where no anatomy is known
-    ├── lesions.b2nd             uint8; bit l is the l-th of `vlm3d.labels.DRAWN_KEYS`
+    ├── lesions.b2nd             uint8; bit l is the l-th of `vlm3d.labels.STORED_LESION_KEYS`
     └── case.json                the case's line of the manifest, from which a lost manifest is rebuilt
 ```
 

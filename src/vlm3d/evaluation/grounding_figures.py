@@ -148,12 +148,10 @@ def grounding_section(
         dtype=np.float64,
     )
     valid, consistent, consistent_written = _means(value_NM, patients, intervals)
-    as_written = [report.as_written for report in reports]
     return {
         "reports": len(reports),
         "thresholds": thresholds.source,
         **_clinical(reports, thresholds, patients, intervals),
-        "written_macro_f1": _clinical(as_written, thresholds, patients, intervals)["report_macro_f1"],
         "right_side": _place_share([place["side"] for place in places], patients, intervals),
         "right_lobe": _place_share([place["lobe"] for place in places], patients, intervals),
         "valid_format": valid,
@@ -161,7 +159,7 @@ def grounding_section(
         "no_contradiction_written": consistent_written,
         "contradictions_checked": sum(report.contradictions is not None for report in reports),
         "bleu_4": _bleu_4(reports, patients, intervals),
-        "bleu_4_written": _bleu_4(as_written, patients, intervals),
+        "bleu_4_written": _bleu_4([report.as_written for report in reports], patients, intervals),
     }
 
 
@@ -192,35 +190,44 @@ def _judged(true: set[str], told: set[str], usual: set[str]) -> list[bool]:
 def _clinical(
     reports: Sequence[GroundedReport], thresholds: Thresholds, patients: Sequence[str], intervals: Intervals
 ) -> dict[str, Any]:
-    """Macro F1 of the findings in the texts, of the classifier, and the difference, over the labeled cases."""
+    """Macro F1 of the findings in the texts, of the classifier, the difference, and of the texts as they were written."""
     keep = [index for index, report in enumerate(reports) if not np.isnan(report.labels_K).all()]
+    names = ("report_macro_f1", "classifier_macro_f1", "macro_f1_difference", "written_macro_f1")
     if not keep:
-        return dict.fromkeys(("report_macro_f1", "classifier_macro_f1", "macro_f1_difference"), float("nan"))
+        return dict.fromkeys(names, float("nan"))
     label_NK = np.array([reports[index].labels_K for index in keep])
-    read = [_present(reports[index].text) for index in keep]
-    called_NK = np.array([[name in found for name in DISEASE_NAMES] for found in read], dtype=np.float64)
-    probability_NK = np.array([reports[index].probabilities_K for index in keep])
-    text, heads = (
+    plain_K = np.full(len(DISEASE_NAMES), 0.5)
+    text, heads, written = (
         bootstrap_classification(
             score_NK,
             label_NK,
             DISEASE_NAMES,
-            threshold=cut,
+            threshold=cut_K,
             patient_ids=[patients[index] for index in keep],
             resamples=max(1, intervals.resamples),
             seed=intervals.seed,
         )
-        for score_NK, cut in (
-            (called_NK, np.full(len(DISEASE_NAMES), 0.5)),
-            (probability_NK, thresholds.value_K),
+        for score_NK, cut_K in (
+            (_called([reports[index].text for index in keep]), plain_K),
+            (np.array([reports[index].probabilities_K for index in keep]), thresholds.value_K),
+            (_called([reports[index].as_written.text for index in keep]), plain_K),
         )
     )
-    figures = {
-        "report_macro_f1": text.intervals(intervals.level)["macro"]["f1"],
-        "classifier_macro_f1": heads.intervals(intervals.level)["macro"]["f1"],
-        "macro_f1_difference": compare_classification(text, heads, intervals.level)["macro"]["f1"],
+    found = (
+        text.intervals(intervals.level)["macro"]["f1"],
+        heads.intervals(intervals.level)["macro"]["f1"],
+        compare_classification(text, heads, intervals.level)["macro"]["f1"],
+        written.intervals(intervals.level)["macro"]["f1"],
+    )
+    return {
+        name: figure if intervals.resamples else figure.value
+        for name, figure in zip(names, found, strict=True)
     }
-    return figures if intervals.resamples else {name: found.value for name, found in figures.items()}
+
+
+def _called(texts: Sequence[str]) -> Floats:
+    """Findings (N, K) of 0 and 1 that the texts affirm."""
+    return np.array([[name in found for name in DISEASE_NAMES] for found in map(_present, texts)], np.float64)
 
 
 def _place_share(

@@ -19,14 +19,14 @@ from vlm3d.inference.prediction import (
     SentenceFinding,
     ToldPlace,
 )
-from vlm3d.labels import DRAWN
+from vlm3d.labels import STORED_LESIONS
 from vlm3d.model.report_sections import HEADING_PATTERN
 
 TOUCHES_SHARE = 0.05
 """A lesion lies in a region, too, if this share of its volume does."""
 
 _SECTIONS: Mapping[str, Section] = {"f": "findings", "i": "impression", "r": "recommendations"}
-_DISEASE_OF_LESION = {lesion.key: lesion.disease for lesion in DRAWN}
+_DISEASE_OF_LESION = {lesion.key: lesion.disease for lesion in STORED_LESIONS}
 _REGION_KEY = {region.name: region.key for region in REGIONS}
 _REGION_SIDE = {region.name: region.side for region in REGIONS}
 _DENSE_TOO = "consolidation"

@@ -122,7 +122,7 @@ def read_config(folder: Path) -> Config:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """How a checkpoint was trained; ``status`` is one of `STATUSES`.
+    """How a checkpoint was trained: ``status`` of `STATUSES`; ``untrained_tasks`` and ``anatomy``, if there, list words.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -130,6 +130,13 @@ def read_training(folder: Path) -> dict[str, Any]:
     training = _read_json(folder, TRAINING_FILE)
     if training.get("status") not in STATUSES:
         raise CheckpointError(f"{folder}/{TRAINING_FILE}: status must be one of {', '.join(STATUSES)}")
+    for key in ("untrained_tasks", "anatomy"):
+        words = training.get(key, [])
+        if not (
+            isinstance(words, list)
+            and all(isinstance(word, str) and re.fullmatch(r"[\w-]{1,40}", word) for word in words)
+        ):
+            raise CheckpointError(f"{folder}/{TRAINING_FILE}: {key} must be a list of words")
     return training
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm3d.labels import DISEASE_NAMES, DRAWN_KEYS, IMPLIED, Lesion
+from vlm3d.labels import DISEASE_NAMES, IMPLIED, STORED_LESION_KEYS, Lesion
 
 PEAK_VOXELS = 8
 """Voxels of a mask whose mean log-odds tell how surely it shows anything: the volume of a nodule of 5 to 6 mm."""
@@ -75,9 +75,11 @@ class HeadFusion:
             {key: _number(value) for key, value in values["lesion_thresholds"].items()},
         )
         keys = {key for mix in (*fusion.diseases.values(), *fusion.lesions.values()) for key in mix.masks}
-        if not (set(fusion.diseases) <= set(DISEASE_NAMES) and keys <= set(DRAWN_KEYS)):
+        if not (set(fusion.diseases) <= set(DISEASE_NAMES) and keys <= set(STORED_LESION_KEYS)):
             raise ValueError("a disease or a lesion is unknown")
-        if set(fusion.lesions) != set(fusion.lesion_thresholds) or not set(fusion.lesions) <= set(DRAWN_KEYS):
+        if set(fusion.lesions) != set(fusion.lesion_thresholds) or not set(fusion.lesions) <= set(
+            STORED_LESION_KEYS
+        ):
             raise ValueError("lesions and their thresholds differ")
         return fusion
 

@@ -503,7 +503,7 @@ class VLM3DMultiTask(nn.Module):
         note = {
             "status": self.training_status,
             "untrained_tasks": list(self.untrained_tasks),
-            **({"anatomy": list(self.learned_anatomy)} if self.learned_anatomy else {}),
+            "anatomy": list(self.learned_anatomy),
             **(training or {}),
         }
         checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)

@@ -23,7 +23,7 @@ def run_demo(
     from vlm3d.datasets.phantom.writing import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="vlm3d_demo_") as temporary:
-        say(f"phantom: a procedural chest CT, seed {seed}")
+        say(f"phantom: a procedural chest CT, seed {seed}, with its own anatomy as the mask")
         folder = write_phantom(generate_phantom(seed), Path(temporary) / f"phantom_{seed}")
         outcome = predict_scans(
             [folder / "ct.nii.gz"],

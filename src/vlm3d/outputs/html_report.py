@@ -15,7 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vlm3d.inference.prediction import UNTRAINED_TASK_NOTES, DiseaseFinding, LesionFinding, Prediction
-from vlm3d.labels import DRAWN, EXTRA_COLORS
+from vlm3d.labels import EXTRA_COLORS, STORED_LESIONS
 from vlm3d.outputs.grounded_text import Paragraph, check_summary, report_paragraphs
 from vlm3d.outputs.lesion_cards import CanonicalScan, LesionRow, key_images, lesion_rows, overviews
 from vlm3d.outputs.page_template import asset, page_template
@@ -131,7 +131,7 @@ def _writer_note(prediction: Prediction) -> str:
 
 
 def _lesions_by_disease(lesions: list[LesionFinding]) -> dict[str, list[LesionFinding]]:
-    nearest = {lesion.key: lesion.disease for lesion in DRAWN}
+    nearest = {lesion.key: lesion.disease for lesion in STORED_LESIONS}
     found: dict[str, list[LesionFinding]] = {}
     for lesion in lesions:
         if lesion.components and lesion.key in nearest:
@@ -141,7 +141,7 @@ def _lesions_by_disease(lesions: list[LesionFinding]) -> dict[str, list[LesionFi
 
 def _colors(lesions: list[LesionFinding]) -> dict[str, str]:
     """The lesions' colors; those that `vlm3d.labels` does not know take the next free one."""
-    known = {lesion.key: lesion.color for lesion in DRAWN}
+    known = {lesion.key: lesion.color for lesion in STORED_LESIONS}
     others = [lesion.key for lesion in lesions if lesion.key not in known]
     return known | {key: EXTRA_COLORS[place % len(EXTRA_COLORS)] for place, key in enumerate(others)}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
-from vlm3d.labels import DRAWN, EXTRA_COLORS, first_diseases, first_lesions
+from vlm3d.labels import EXTRA_COLORS, STORED_LESIONS, first_diseases, first_lesions
 from vlm3d.training.tracking import Tracker
 
 WINDOWS_HU = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0)}
@@ -130,7 +130,7 @@ def _disease_table(truth_K: Sequence[float], probabilities_K: Sequence[float]) -
 def _lesion_table(sample: CaseSample) -> str:
     voxel_ml = float(np.prod(sample.spacing_mm)) / 1000
     lines = [f"{'Lesion':36}{'truth':>8}{'predicted':>11}{'Dice':>7}"]
-    names = {lesion.key: lesion.name for lesion in first_lesions(len(DRAWN) + len(EXTRA_COLORS))}
+    names = {lesion.key: lesion.name for lesion in first_lesions(len(STORED_LESIONS) + len(EXTRA_COLORS))}
     for key in dict.fromkeys((*sample.true_masks, *sample.predicted_masks)):
         true, predicted = sample.true_masks.get(key), sample.predicted_masks.get(key)
         cells = [
@@ -201,7 +201,7 @@ def _legend(masks: Mapping[str, Any], width_px: int) -> NDArray[np.uint8]:
 
 def _color(key: str) -> tuple[int, int, int]:
     """A lesion's color from `vlm3d.labels`."""
-    lesions = first_lesions(len(DRAWN) + len(EXTRA_COLORS))
+    lesions = first_lesions(len(STORED_LESIONS) + len(EXTRA_COLORS))
     color = next((lesion.color for lesion in lesions if lesion.key == key), EXTRA_COLORS[0])
     red, green, blue, *_ = ImageColor.getrgb(color)
     return red, green, blue

@@ -363,7 +363,6 @@ class Trainer:
     def _note(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """``training.json`` of a checkpoint: what it was trained on, how long, how good."""
         sources = Counter(case.source for case in self.train_set.cases)
-        anatomy = Counter(case.regions_method or "none" for case in self.train_set.cases)
         return {
             "status": self.model.training_status,
             "untrained_tasks": list(self.model.untrained_tasks),
@@ -372,7 +371,7 @@ class Trainer:
             "total_steps": self.state.total_steps,
             "finished_phases": list(self.state.finished),
             "training_cases": dict(sources),
-            "anatomy": dict(anatomy),
+            "anatomy": list(self.model.learned_anatomy),
             "store": self.train_set.fingerprint.sha256,
             "seconds": round(self.state.seconds),
             "validation": {key: round(v, 4) for key, v in figures.items() if math.isfinite(v)},
@@ -405,6 +404,9 @@ class Trainer:
         elif self.request.start_from is not None:
             self._load(model, self.request.start_from)
         model.training_status = status_of(self.train_set)
+        model.learned_anatomy = tuple(
+            sorted({case.regions_method or "none" for case in self.train_set.cases})
+        )
         return model
 
     def _load(self, model: VLM3DMultiTask, folder: Path) -> None:

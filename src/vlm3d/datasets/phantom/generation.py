@@ -44,7 +44,7 @@ class Phantom:
         seed: It was made from.
         volume: int16 HU, axes to superior, posterior, left.
         regions: All 20 regions of `vlm3d.anatomy.regions` that the patient has in view.
-        lesion_masks: Lesion key -> bool mask; all keys of `vlm3d.labels.DRAWN`, empty masks where there is no such lesion.
+        lesion_masks: Lesion key -> bool mask; all keys of `vlm3d.labels.STORED_LESIONS`, empty where there is none.
         disease_labels: (18,) float32 of 0 and 1, in CT-RATE's order.
         truth: Every painted piece.
         report: Findings, impression and recommendations, in words.

@@ -32,7 +32,7 @@ class PaintedScan:
 
     Attributes:
         volume: int16 HU on the scan's own grid and axes.
-        lesion_masks: Lesion key -> bool mask on that grid; all keys of `vlm3d.labels.DRAWN`.
+        lesion_masks: Lesion key -> bool mask on that grid; all keys of `vlm3d.labels.STORED_LESIONS`.
         truth: Every painted piece that is left to be seen; positions on the canonical grid, from its first voxel.
     """
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom.frame import Canvas, Slices
-from vlm3d.labels import DRAWN_KEYS
+from vlm3d.labels import STORED_LESION_KEYS
 
 Side = Literal["right", "left", "midline", "bilateral"]
 Level = Literal["upper", "middle", "lower"]
@@ -171,7 +171,7 @@ def lesion_masks(
     pieces: Mapping[str, list[Painted]], shape_DHW: tuple[int, int, int]
 ) -> dict[str, NDArray[np.bool_]]:
     """Masks (D, H, W) of all lesions; where two of the five lie over each other, the denser one has the voxel."""
-    masks = {key: np.zeros(shape_DHW, bool) for key in DRAWN_KEYS}
+    masks = {key: np.zeros(shape_DHW, bool) for key in STORED_LESION_KEYS}
     for painted in pieces.values():
         for piece in painted:
             if piece.lesion is not None:
