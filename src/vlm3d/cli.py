@@ -408,7 +408,10 @@ def train(
         list[str] | None, typer.Option(help="1.1, 1.2, 1.3 or 2; repeatable; all if not given.")
     ] = None,
     start_from: Annotated[
-        Path | None, typer.Option("--from", help="Checkpoint to start from instead of random weights.")
+        Path | None,
+        typer.Option(
+            "--from", help="Checkpoint folder or shipped size to start from instead of random weights."
+        ),
     ] = None,
     dry_run: Annotated[
         bool,

@@ -38,6 +38,7 @@ class Lesion:
         color: ``#rrggbb`` on pages and in viewers.
         challenge_name: The key in the challenge's box file.
         midline: It belongs to neither side of the body.
+        lung: It lies within lung, so that its place is a lobe.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Lesion:
     color: str
     challenge_name: str
     midline: bool = False
+    lung: bool = False
 
 
 DISEASES: tuple[Disease, ...] = (
@@ -111,6 +113,7 @@ LESIONS: tuple[Lesion, ...] = (
         "Consolidation",
         "#e8523d",
         "Consolidation",
+        lung=True,
     ),
     Lesion(
         "ground_glass_opacity",
@@ -119,6 +122,7 @@ LESIONS: tuple[Lesion, ...] = (
         "Lung opacity",
         "#5fc97a",
         "Ground glass opacity",
+        lung=True,
     ),
     Lesion(
         "lung_nodule",
@@ -127,6 +131,7 @@ LESIONS: tuple[Lesion, ...] = (
         "Lung nodule",
         "#c77de8",
         "Lung nodule",
+        lung=True,
     ),
 )
 
@@ -140,6 +145,7 @@ LUNG_SIGNS: tuple[Lesion, ...] = (
         "Atelectasis",
         "#4fc3c7",
         "Atelectasis",
+        lung=True,
     ),
     Lesion(
         "pulmonary_fibrotic_sequela",
@@ -148,6 +154,7 @@ LUNG_SIGNS: tuple[Lesion, ...] = (
         "Pulmonary fibrotic sequela",
         "#d9c34a",
         "Pulmonary fibrotic sequela",
+        lung=True,
     ),
     Lesion(
         "bronchiectasis",
@@ -156,6 +163,7 @@ LUNG_SIGNS: tuple[Lesion, ...] = (
         "Bronchiectasis",
         "#f08fb0",
         "Bronchiectasis",
+        lung=True,
     ),
 )
 """Drawn beside the five where a model has prompts for them: small in a scan, and told with their lobe in a report."""

@@ -136,6 +136,24 @@ def test_side_region_and_level_come_from_the_regions_under_it() -> None:
         assert piece.side == "midline"
 
 
+def test_dense_lung_that_an_anatomy_takes_for_something_else_lies_in_its_lobe() -> None:
+    regions = chest()
+    lobe = np.argwhere(regions == REGION_IDS["left_lower_lobe"])
+    d, h, w = lobe[len(lobe) // 2]
+    mask = np.zeros(regions.shape, bool)
+    mask[d - 2 : d + 3, h - 2 : h + 3, w - 2 : w + 3] = True
+    regions[mask] = REGION_IDS["left_pleural_space"]  # a consolidation as the classical anatomy sees it
+    spacing = (2.0, 1.0, 1.0)
+    assert measure_lesion(mask, regions, spacing)[0].region == "left pleural space"
+    assert measure_lesion(mask, regions, spacing, lung=True)[0].region == "left lower lobe"  # from around it
+    regions[d, h, w] = REGION_IDS["left_upper_lobe"]
+    assert measure_lesion(mask, regions, spacing, lung=True)[0].region == "left upper lobe"  # from within
+    regions[:] = REGION_IDS["left_pleural_space"]
+    assert (
+        measure_lesion(mask, regions, spacing, lung=True)[0].region == "left pleural space"
+    )  # no lobe far and wide
+
+
 def test_mirrored_scan_swaps_sides_only() -> None:
     regions = chest()
     mask = ball(regions.shape, (40, 20, 18), 4.0, (2.0, 1.0, 1.0))

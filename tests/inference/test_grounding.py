@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.predictions import component, make_prediction
+from vlm3d.inference.consistency import repair_report
+from vlm3d.inference.contradictions import check_report
 from vlm3d.inference.grounding import ground_report, section_bodies
-from vlm3d.inference.prediction import Prediction, ReportSentence
+from vlm3d.inference.prediction import AttentionPlace, DiseaseFinding, Prediction, ReportSentence
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.report_sections import parse_report
 
@@ -115,6 +117,28 @@ def test_without_anatomy_only_the_side_can_be_wrong() -> None:
         for text in ("Nodule in the right lower lobe.", "Nodule in the left lower lobe.")
     ]
     assert places == ["agrees", "wrong_side"]
+
+
+def test_without_a_mask_words_are_held_against_where_the_classifier_looked() -> None:
+    seen = [AttentionPlace(side="left", region="left lower lobe", level="lower", key_slice=12)]
+    found = DiseaseFinding(
+        name="Atelectasis", probability=0.9, threshold=0.5, positive=True, uncertainty=0.4, places=seen
+    )
+
+    def told(text: str) -> tuple[str, int | None]:
+        (sentence,) = ground_report(text, [found], [])
+        return sentence.findings[0].places[0].agreement, sentence.key_slice
+
+    assert told("Atelectasis in the left lower lobe.") == ("agrees", 12)
+    assert told("Atelectasis in the left upper lobe.") == ("wrong_lobe", 12)
+    assert told("Atelectasis on the right.") == ("wrong_side", 12)
+    assert told("Atelectasis.") == ("agrees", 12)
+    wrong = "Findings:\nAtelectasis in the right upper lobe.\n\nImpression:\nAtelectasis.\n\nRecommendations:\nNone."
+    (contradiction,) = check_report(wrong, [found], []).contradictions
+    assert contradiction.message.endswith("the classifier looked elsewhere")
+    mended, _ = repair_report(wrong, [found], [])
+    assert "Atelectasis in the left lower lobe." in mended
+    assert "right" not in mended
 
 
 def test_consolidation_shows_a_lung_opacity_but_no_ground_glass() -> None:

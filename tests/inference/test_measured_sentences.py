@@ -9,6 +9,7 @@ import pytest
 from support.predictions import component, make_prediction
 from vlm3d.evaluation.location_facts import location_facts
 from vlm3d.inference.measured_sentences import located_sentence
+from vlm3d.inference.prediction import AttentionPlace
 
 
 def piece(region: str, diameter_mm: float = 9.0, volume_ml: float = 2.5) -> dict[str, Any]:
@@ -81,6 +82,31 @@ def test_a_finding_is_told_with_its_places(
     disease: str, pieces: dict[str, list[dict[str, Any]]], sentence: str
 ) -> None:
     assert located_sentence(disease, make_prediction(pieces).lesions) == sentence
+
+
+@pytest.mark.parametrize(
+    ("disease", "seen", "sentence"),
+    [
+        ("Atelectasis", [("left", "left lower lobe")], "Atelectasis in the left lower lobe."),
+        (
+            "Bronchiectasis",
+            [("right", "right upper lobe"), ("left", "left upper lobe")],
+            "Bronchiectasis in the right upper lobe and left upper lobe.",
+        ),
+        ("Lymphadenopathy", [("right", "")], "Lymphadenopathy on the right."),
+        ("Lymphadenopathy", [("left", ""), ("right", "")], "Lymphadenopathy on both sides."),
+        ("Emphysema", [], "Emphysema."),
+    ],
+)
+def test_without_a_mask_the_classifiers_gaze_tells_the_place(
+    disease: str, seen: list[tuple[Any, str]], sentence: str
+) -> None:
+    places = [AttentionPlace(side=side, region=region, level="middle") for side, region in seen]
+    assert located_sentence(disease, [], places) == sentence
+    told = {(fact.side, fact.region) for fact in location_facts(sentence) if fact.finding == disease}
+    for place in places:
+        region = place.region.replace(" ", "_") or None
+        assert any(side in (place.side, "bilateral") and region == where for side, where in told)
 
 
 def test_the_places_are_read_back() -> None:

@@ -7,6 +7,7 @@ specks is no trap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ MIDLINE_REGION_IDS: tuple[int, ...] = tuple(
     REGION_IDS[key] for key in ("heart", "aorta", "great_veins", "esophagus", "mediastinum", "spine")
 )
 """Regions that belong to neither side: what lies in them is 'midline'."""
+
+AROUND_MM = 6.0
+"""How far around a piece of lung that an anatomy gives to no lobe its lobe is looked for."""
 
 _CALIPER_ANGLES = np.deg2rad(np.arange(180))
 _LANDMARK_STRIDE = 4
@@ -123,6 +127,7 @@ def measure_lesion(
     min_volume_ml: float = 0.0,
     connectivity: int = 26,
     midline: bool = False,
+    lung: bool = False,
     probability_DHW: NDArray[Any] | None = None,
     landmarks: LungLandmarks | None = None,
 ) -> list[Component]:
@@ -135,6 +140,8 @@ def measure_lesion(
         min_volume_ml: Smaller pieces are left out.
         connectivity: Neighbors that make voxels one piece: 6, 18 or 26.
         midline: The lesion has no side, such as a pericardial effusion.
+        lung: The lesion lies within lung: a piece belongs to the lobe that holds or surrounds most of it, whatever else an
+            anatomy takes dense lung for (vessels, pleural space, mediastinum).
         probability_DHW: Probabilities on the same grid, to average inside each piece.
         landmarks: From `find_landmarks`, to spare finding them again for each lesion of a scan.
 
@@ -165,16 +172,20 @@ def measure_lesion(
     diameters_N = runs.diameters_mm((spacing_mm[1], spacing_mm[2]))
     inside = labels_DHW > 0
     labels_V = labels_DHW[inside] - 1
-    region_ids_N = _region_of_most(
-        labels_V, None if regions_DHW is None else regions_DHW[box][inside], order.size
-    )
+    corner = np.array([axis.start for axis in box])
+    region_ids_N = np.zeros(order.size, np.int64)
+    if regions_DHW is not None:
+        votes_NR = _region_votes(labels_V, regions_DHW[box][inside], order.size)
+        if lung:
+            boxes = zip(starts_N3 + corner, stops_N3 + corner, strict=True)
+            votes_NR = _lobes_alone(votes_NR, list(boxes), regions_DHW, spacing_mm)
+        region_ids_N = np.where(votes_NR.any(axis=1), votes_NR.argmax(axis=1), 0)
     means_N = (
         None
         if probability_DHW is None
         else np.bincount(labels_V, probability_DHW[box][inside], minlength=order.size) / sizes_N
     )
     landmarks = landmarks or find_landmarks(regions_DHW, mask_DHW.shape)
-    corner = np.array([axis.start for axis in box])
     components = []
     for i in range(order.size):
         center = centroids_N3[i] + corner
@@ -310,17 +321,33 @@ class _Runs:
         return starts_R
 
 
-def _region_of_most(
-    labels_V: NDArray[np.int32], region_ids_V: NDArray[np.uint8] | None, count: int
+def _region_votes(
+    labels_V: NDArray[np.int32], region_ids_V: NDArray[np.uint8], count: int
 ) -> NDArray[np.int64]:
-    """Region id that holds most voxels of each piece, background aside; 0 where there is none."""
-    if region_ids_V is None:
-        return np.zeros(count, np.int64)
+    """Voxels (N, R + 1) of each piece in each region; background counts for nothing."""
     bins = NUM_REGIONS + 1
     known = np.where(region_ids_V <= NUM_REGIONS, region_ids_V, 0)
     votes = np.bincount(labels_V.astype(np.int64) * bins + known, minlength=count * bins).reshape(count, bins)
     votes[:, 0] = 0
-    return np.where(votes.any(axis=1), votes.argmax(axis=1), 0)
+    return votes
+
+
+def _lobes_alone(
+    votes_NR: NDArray[np.int64],
+    boxes: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    regions_DHW: NDArray[np.uint8],
+    spacing_mm: tuple[float, float, float],
+) -> NDArray[np.int64]:
+    """The lobes' votes; of a piece that touches no lobe, those of the voxels around it, if any is a lobe's."""
+    lobes_NR = np.zeros_like(votes_NR)
+    lobes_NR[:, LUNG_IDS] = votes_NR[:, LUNG_IDS]
+    margin = np.ceil(AROUND_MM / np.array(spacing_mm)).astype(int)
+    for piece in np.flatnonzero(~lobes_NR.any(axis=1)):
+        start, stop = boxes[piece]
+        around = tuple(slice(max(0, a), b) for a, b in zip(start - margin, stop + margin, strict=True))
+        found_R = np.bincount(regions_DHW[around].ravel(), minlength=NUM_REGIONS + 1)
+        lobes_NR[piece, LUNG_IDS] = found_R[list(LUNG_IDS)]
+    return np.where(lobes_NR.any(axis=1, keepdims=True), lobes_NR, votes_NR)
 
 
 def _side(region_id: int, index_w: float, landmarks: LungLandmarks) -> Side:

@@ -72,6 +72,7 @@ def measure_masks(
             spacing_from_affine(affine),
             min_volume_ml=MIN_VOLUME_ML,
             midline=_LESION_BY_KEY[key].midline,
+            lung=_LESION_BY_KEY[key].lung,
             landmarks=landmarks,
         )
         for key in LESION_KEYS

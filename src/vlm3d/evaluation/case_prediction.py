@@ -22,9 +22,10 @@ from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, MIN_LESION_ML
 from vlm3d.model.evaluation_mode import evaluating
 from vlm3d.model.head_fusion import HeadFusion, HeadOdds, drawn_probability
 from vlm3d.model.heads import read_heads
-from vlm3d.model.location import describe_findings
+from vlm3d.model.location import describe_findings, places_of
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
+from vlm3d.model.seen_places import SeenPlace
 from vlm3d.model.vision_encoder import VisionFeatures
 from vlm3d.preprocessing.intensity import window_in_place
 from vlm3d.volume import Volume
@@ -70,6 +71,7 @@ class HeadFindings:
         probabilities: Disease name -> probability.
         thresholds: Disease name -> probability from which it is positive.
         pieces: Lesion key -> measured pieces, largest first.
+        seen: Positive disease that no mask shows -> places at which the classifier saw it.
         max_probabilities: Lesion key -> that of its surest voxel.
         mask_threshold: Probability from which a voxel is lesion.
         affine: Index (d, h, w, 1) of the model's grid to RAS+ mm.
@@ -78,6 +80,7 @@ class HeadFindings:
     probabilities: Mapping[str, float]
     thresholds: Mapping[str, float]
     pieces: Mapping[str, Sequence[Component]]
+    seen: Mapping[str, Sequence[SeenPlace]]
     max_probabilities: Mapping[str, float]
     mask_threshold: float
     affine: NDArray[np.float64]
@@ -167,7 +170,16 @@ def run_heads(
     regions_DHW = arrays.regions_DHW if regions is not None else None
     peaks_L = probability_LDHW.flatten(1).amax(dim=1).tolist()
     heads = _head_findings(
-        model, scores, masks_LDHW, peaks_L, regions_DHW, affine, case.spacing_mm, run, thresholds
+        model,
+        scores,
+        found.seen_KZYX,
+        masks_LDHW,
+        peaks_L,
+        regions_DHW,
+        affine,
+        case.spacing_mm,
+        run,
+        thresholds,
     )
     prompt_PM = _prompt(model, found.features, heads, probability_LDHW)
     return CasePrediction(predicted, true, heads, prompt_PM)
@@ -181,7 +193,7 @@ def _prompt(
     generator.load_llm()
     words = ""
     if generator.location.uses_text:
-        words = describe_findings(heads.positive, heads.pieces, model.lesions)
+        words = describe_findings(heads.positive, heads.pieces, model.lesions, seen=heads.seen)
     with evaluating(model):
         (prompt_PM,) = generator.prompts(
             features.global_BC,
@@ -253,6 +265,7 @@ def _lesion_masks(
 def _head_findings(
     model: VLM3DMultiTask,
     scores: Mapping[str, float],
+    seen_KZYX: Tensor,
     masks_LDHW: NDArray[np.bool_],
     peaks_L: Sequence[float],
     regions_DHW: NDArray[np.uint8] | None,
@@ -262,10 +275,14 @@ def _head_findings(
     thresholds: Thresholds | None,
 ) -> HeadFindings:
     cuts = (thresholds or Thresholds.fixed(0.5)).as_json()["values"]
+    cut_at = {name: cuts.get(name, 0.5) for name in scores}
+    positive = [name for name, score in scores.items() if score >= cut_at[name]]
+    pieces = model.report_generator.location.measure(masks_LDHW, regions_DHW, spacing_mm)
     return HeadFindings(
         probabilities=scores,
-        thresholds={name: cuts.get(name, 0.5) for name in scores},
-        pieces=model.report_generator.location.measure(masks_LDHW, regions_DHW, spacing_mm),
+        thresholds=cut_at,
+        pieces=pieces,
+        seen=places_of(positive, seen_KZYX, regions_DHW, pieces, model.lesions),
         max_probabilities={lesion.key: peak for lesion, peak in zip(model.lesions, peaks_L, strict=True)},
         mask_threshold=run.mask_threshold,
         affine=affine,

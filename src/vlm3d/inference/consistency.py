@@ -132,9 +132,10 @@ def _repaired(
         else:
             kept[sentence.section].append(sentence.text)
             told[sentence.section] |= {item.name for item in sentence.findings if item.affirmed}
+    seen = {disease.name: disease.places for disease in diseases}
     for name in sorted(wanted, key=_place_in(diseases)):
         lines: tuple[tuple[Section, str], ...] = (
-            ("findings", located_sentence(name, lesions)),
+            ("findings", located_sentence(name, lesions, seen.get(name, ()))),
             ("impression", f"{name}."),
         )
         for section, line in lines:
@@ -155,10 +156,10 @@ def _what_is_left_to_say(
     """A section of which every sentence was taken out, from the heads alone: no section of a report is empty."""
     if section == "recommendations":
         return ["None."]
-    found = [disease.name for disease in diseases if disease.positive]
+    found = [disease for disease in diseases if disease.positive]
     if section == "impression":
-        return [f"{name}." for name in found] or ["No finding."]
-    return [located_sentence(name, lesions) for name in found] or ["No finding."]
+        return [f"{disease.name}." for disease in found] or ["No finding."]
+    return [located_sentence(disease.name, lesions, disease.places) for disease in found] or ["No finding."]
 
 
 def _closed(sentence: str) -> str:

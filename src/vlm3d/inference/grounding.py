@@ -11,6 +11,7 @@ from vlm3d.evaluation.location_facts import LocationFact, location_facts
 from vlm3d.evaluation.sentences import Sentence, split_sentences
 from vlm3d.inference.prediction import (
     Agreement,
+    AttentionPlace,
     DiseaseFinding,
     LesionComponent,
     LesionFinding,
@@ -72,8 +73,8 @@ def ground_report(
     """Link every sentence to what the model's heads found.
 
     Each disease that a sentence names gets its probability; each place at which it is told gets the piece of the
-    lesion's mask that fits the words best. `ReportSentence.supported` is left open: see
-    `vlm3d.inference.contradictions.check_report`.
+    lesion's mask that fits the words best, or, where no mask shows it, the place that the classifier looked at.
+    `ReportSentence.supported` is left open: see `vlm3d.inference.contradictions.check_report`.
 
     Args:
         text: The whole report, with or without headings.
@@ -186,6 +187,7 @@ def _finding(
     words = " ".join(sentence[mention.start : mention.end] for mention in found)
     showing = lesions_showing(best.rule.name, lesions, words)
     placed = best.counts and body.section != "recommendations"
+    seen = disease.places if disease is not None and not showing else []
     return SentenceFinding(
         name=best.rule.name,
         status=best.status,
@@ -196,15 +198,17 @@ def _finding(
         threshold=None if disease is None else disease.threshold,
         positive=None if disease is None else disease.positive,
         in_mask=bool(showing),
-        places=list(_places(best.rule.name, sentence, showing)) if placed else [],
+        places=list(_places(best.rule.name, sentence, showing, seen)) if placed else [],
     )
 
 
-def _places(name: str, sentence: str, showing: Sequence[LesionFinding]) -> Iterator[ToldPlace]:
+def _places(
+    name: str, sentence: str, showing: Sequence[LesionFinding], seen: Sequence[AttentionPlace]
+) -> Iterator[ToldPlace]:
     facts = [fact for fact in location_facts(sentence) if fact.finding == name] or [LocationFact(name)]
     for fact in facts:
         for side in ("right", "left") if fact.side == "bilateral" else (fact.side,):
-            yield _place(side, fact, showing)
+            yield _seen_place(side, fact, seen) if seen else _place(side, fact, showing)
 
 
 def _place(side: str | None, fact: LocationFact, showing: Sequence[LesionFinding]) -> ToldPlace:
@@ -218,6 +222,23 @@ def _place(side: str | None, fact: LocationFact, showing: Sequence[LesionFinding
         lesion=None if piece is None else piece.lesion.key,
         component=None if piece is None else piece.place,
         key_slice=None if piece is None else piece.component.key_slice,
+    )
+
+
+def _seen_place(side: str | None, fact: LocationFact, seen: Sequence[AttentionPlace]) -> ToldPlace:
+    def misfit(place: AttentionPlace) -> tuple[bool, bool]:
+        other_side = side in ("right", "left") and place.side != side
+        return other_side, _is_lobe(fact.region) and _REGION_KEY.get(place.region, fact.region) != fact.region
+
+    best = min(seen, key=misfit)
+    other_side, other_lobe = misfit(best)
+    return ToldPlace(
+        side=side,
+        region=fact.region,
+        level=fact.level,
+        size_mm=fact.size_mm,
+        agreement="wrong_side" if other_side else "wrong_lobe" if other_lobe else "agrees",
+        key_slice=best.key_slice,
     )
 
 
@@ -254,7 +275,7 @@ def best_piece(
 
 
 def _sentence(sentence: Sentence, body: Body, found: list[SentenceFinding]) -> ReportSentence:
-    places = [place for finding in found for place in finding.places if place.lesion is not None]
+    places = [place for finding in found for place in finding.places if place.agreement != "unmeasured"]
     first = next((place for place in places if place.agreement == "agrees"), places[0] if places else None)
     return ReportSentence(
         text=sentence.text,

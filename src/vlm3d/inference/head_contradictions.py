@@ -8,7 +8,7 @@ from vlm3d.evaluation.case_prediction import HeadFindings
 from vlm3d.evaluation.model_evaluation import MendedReport
 from vlm3d.inference.consistency import repair_report
 from vlm3d.inference.contradictions import check_report
-from vlm3d.inference.lesion_record import listed_piece
+from vlm3d.inference.lesion_record import listed_piece, listed_places
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Policy
 from vlm3d.inference.uncertainty import entropy_bits
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -63,6 +63,7 @@ def diseases_of(heads: HeadFindings) -> list[DiseaseFinding]:
             threshold=heads.thresholds[name],
             positive=probability >= heads.thresholds[name],
             uncertainty=float(entropy_bits(np.asarray(probability))),
+            places=listed_places(heads.seen.get(name, ())),
         )
         for name, probability in heads.probabilities.items()
     ]

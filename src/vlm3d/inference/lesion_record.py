@@ -1,13 +1,16 @@
-"""A measured lesion in the form that `prediction.json` keeps."""
+"""A measured lesion, and a place that was looked at, in the form that `prediction.json` keeps."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.anatomy.measurement import Component, bounding_box
 from vlm3d.anatomy.regions import REGION_BY_ID
-from vlm3d.inference.prediction import LesionComponent
+from vlm3d.inference.prediction import AttentionPlace, LesionComponent
+from vlm3d.model.seen_places import SeenPlace
 from vlm3d.volume import Volume
 
 
@@ -26,6 +29,22 @@ def listed_piece(piece: Component, canonical: Volume) -> LesionComponent:
         key_slice=piece.key_slice,
         mean_probability=float(np.clip(piece.mean_probability or 0.0, 0.0, 1.0)),
     )
+
+
+def listed_places(
+    places: Sequence[SeenPlace], slice_of: Callable[[float], int] | None = None
+) -> list[AttentionPlace]:
+    """Places of one disease; ``slice_of`` tells the canonical slice at a height in patches."""
+    return [
+        AttentionPlace(
+            side="left" if place.side == "left" else "right",
+            region=place.region,
+            level=place.level,
+            key_slice=None if slice_of is None else slice_of(place.patch_z),
+        )
+        for place in places
+        if place.side != "midline"
+    ]
 
 
 def volume_ml_by_region(

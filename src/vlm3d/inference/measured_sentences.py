@@ -5,26 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlm3d.inference.grounding import lesions_showing
-from vlm3d.inference.prediction import LesionComponent, LesionFinding
+from vlm3d.inference.prediction import AttentionPlace, LesionComponent, LesionFinding
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.location import told_pieces
 
 _LOBE = " lobe"
 
 
-def located_sentence(disease: str, lesions: Sequence[LesionFinding]) -> str:
+def located_sentence(
+    disease: str, lesions: Sequence[LesionFinding], seen: Sequence[AttentionPlace] = ()
+) -> str:
     """One sentence that affirms a disease, with the places and sizes that its mask measures.
 
     Such as "Lung nodule of 12 mm in the right upper lobe." or "Ground-glass opacity in the left upper lobe and left lower
-    lobe."; without a mask the name alone.
+    lobe."; without a mask the places at which the classifier saw it, and without those the name alone.
     """
     own = lesions_showing(disease, lesions)
     if not own:
-        return f"{disease}."
+        return f"{disease} {_seen(seen)}".rstrip() + "."
     lesion = own[0]
     name = disease if lesion.name in DISEASE_NAMES else lesion.name
     said = _SAID.get(lesion.key, _places)(lesion)
     return f"{name} {said}." if said else f"{name}."
+
+
+def _seen(places: Sequence[AttentionPlace]) -> str:
+    lobes = [place.region for place in places if place.region]
+    sides = [place.side for place in places if not place.region]
+    if lobes:
+        return f"in the {_listed(lobes)}"
+    if len(set(sides)) > 1:
+        return "on both sides"
+    return f"on the {sides[0]}" if sides else ""
 
 
 def _volume(lesion: LesionFinding) -> str:

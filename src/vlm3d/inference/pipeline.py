@@ -9,7 +9,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -30,11 +30,12 @@ from vlm3d.anatomy.measurement import (
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.errors import ResourceError
 from vlm3d.inference.consistency import consistent_report
-from vlm3d.inference.lesion_record import listed_piece, volume_ml_by_region
+from vlm3d.inference.lesion_record import listed_piece, listed_places, volume_ml_by_region
 from vlm3d.inference.prediction import (
     OTHER_ANATOMY_NOTE,
     TRAINING_NOTES,
     UNTRAINED_TASK_NOTES,
+    AttentionPlace,
     DiseaseFinding,
     LesionFinding,
     ModelInfo,
@@ -50,11 +51,13 @@ from vlm3d.labels import TASKS
 from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.heads import read_heads
-from vlm3d.model.location import describe_findings
+from vlm3d.model.location import describe_findings, places_of
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.model.report_writing import GeneratedReport
+from vlm3d.model.seen_places import SeenPlace
 from vlm3d.model.vision_encoder import VisionFeatures
+from vlm3d.preprocessing.geometry import ScanGeometry
 from vlm3d.preprocessing.orientation import (
     axis_codes,
     canonical_view,
@@ -190,7 +193,7 @@ class Pipeline:
         with watch.stage("prepare"):
             prepared = self.preprocessor.apply(volume, regions)
         found = read_heads(self.model, *self._tensors(prepared), stage=watch.stage)
-        features, odds = found.features, found.odds
+        features, odds, seen_KZYX = found.features, found.odds, found.seen_KZYX
         fusion = None if self.thresholds is None else self.thresholds.fusion
         with watch.stage("measure"):
             assert found.mask_logits_LDHW is not None, "masks are asked for by default"
@@ -199,9 +202,18 @@ class Pipeline:
             lesions, masks, pieces = self._lesions(
                 probability_LDHW.cpu().numpy(), odds, prepared, volume, regions, settings
             )
-        diseases = self._diseases(odds.probabilities(fusion), settings)
+            diseases = self._diseases(odds.probabilities(fusion), settings)
+            positive = [disease.name for disease in diseases if disease.positive]
+            seen = places_of(positive, seen_KZYX, prepared.regions_DHW, pieces, self.model.lesions)
+            diseases = [
+                disease.model_copy(
+                    update={"places": self._places(seen.get(disease.name, ()), prepared.geometry)}
+                )
+                for disease in diseases
+            ]
         with watch.stage("report"):
-            report = self._report(features, probability_LDHW[None], diseases, lesions, pieces, settings)
+            words = describe_findings(positive, pieces, self.model.lesions, seen=seen)
+            report = self._report(features, probability_LDHW[None], words, diseases, lesions, settings)
         prediction = Prediction(
             training_note=self._training_note(regions, searched=mask is None),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -235,6 +247,16 @@ class Pipeline:
                 )
             )
         return findings
+
+    def _places(self, places: Sequence[SeenPlace], geometry: ScanGeometry) -> list[AttentionPlace]:
+        depth = self.model.config.model.vision.patch_size[0]
+
+        def slice_of(patch_z: float) -> int:
+            index_d = (patch_z + 0.5) * depth - 0.5
+            on_scan = round(geometry.step_DHW[0] * index_d + geometry.offset_DHW[0])
+            return min(max(on_scan, 0), geometry.canonical_shape_DHW[0] - 1)
+
+        return listed_places(places, slice_of)
 
     def _thresholds_source(self, settings: PredictionSettings) -> str:
         if settings.classification_threshold is not None:
@@ -301,6 +323,7 @@ class Pipeline:
                 regions_DHW,
                 canonical_volume.spacing_mm,
                 midline=lesion.midline,
+                lung=lesion.lung,
                 probability_DHW=on_scan_DHW,
                 landmarks=landmarks,
             )
@@ -340,19 +363,15 @@ class Pipeline:
         self,
         features: VisionFeatures,
         mask_probability_BLDHW: Tensor,
+        words: str,
         diseases: list[DiseaseFinding],
         lesions: list[LesionFinding],
-        pieces: dict[str, list[Component]],
         settings: PredictionSettings,
     ) -> Report:
         if not settings.report:
             return Report(text="", findings="", impression="", recommendations="", generated=False)
         generator = self.model.report_generator
         generator.load_llm(self.device)
-        positive = [disease.name for disease in diseases if disease.positive]
-        words = (
-            describe_findings(positive, pieces, self.model.lesions) if generator.location.uses_text else ""
-        )
 
         def write(attempt: int) -> GeneratedReport:
             temperature = settings.temperature
@@ -362,7 +381,7 @@ class Pipeline:
                 features.global_BC,
                 features.region_BRC,
                 features.patch_BNC,
-                prompt_texts=[words],
+                prompt_texts=[words if generator.location.uses_text else ""],
                 evidence=LesionEvidence(masks_BLDHW=mask_probability_BLDHW, grid=features.grid),
                 region_present_BR=features.region_present_BR,
                 max_new_tokens=settings.max_new_tokens,

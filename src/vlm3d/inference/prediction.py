@@ -46,6 +46,15 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class AttentionPlace(Model):
+    """A place at which the classifier looked for a disease: no outline, and no finer than a patch."""
+
+    side: Literal["right", "left"]
+    region: str = Field(description="Name of a lobe; empty for what is told by its side alone.")
+    level: Literal["upper", "middle", "lower"] = Field(description="Third of the lungs' height.")
+    key_slice: int | None = Field(None, description="Canonical slice index of its center.")
+
+
 class DiseaseFinding(Model):
     """One disease of the classifier."""
 
@@ -54,6 +63,9 @@ class DiseaseFinding(Model):
     threshold: float = Field(ge=0, le=1)
     positive: bool
     uncertainty: float = Field(ge=0, le=1, description="Binary entropy of the probability, in bits.")
+    places: list[AttentionPlace] = Field(
+        [], description="Of a positive disease that no mask shows, the place most looked at first."
+    )
 
 
 class LesionComponent(Model):
@@ -114,13 +126,15 @@ class ToldPlace(Model):
     level: str | None = Field(None, description="upper, middle or lower third of the lungs.")
     size_mm: float | None = Field(None, ge=0)
     agreement: Agreement = Field(
-        description="unmeasured: no mask of the finding, so nothing to compare with."
+        description="With the finding's masks, or else with where the classifier looked; unmeasured where neither tells."
     )
     lesion: str | None = Field(None, description="Key of the lesion whose mask shows it.")
     component: int | None = Field(
         None, ge=0, description="Index in the lesion's components: the piece that fits the words best."
     )
-    key_slice: int | None = Field(None, description="Of that piece: canonical slice index.")
+    key_slice: int | None = Field(
+        None, description="Of that piece, or of where the classifier looked: canonical slice index."
+    )
 
 
 class SentenceFinding(Model):

@@ -24,11 +24,13 @@ class HeadReading:
     Attributes:
         features: Of the scan; batch of one.
         odds: Each head for itself.
+        seen_KZYX: How much the classifier looked at each patch for each disease.
         mask_logits_LDHW: On the model's grid; None where no mask was asked for.
     """
 
     features: VisionFeatures
     odds: HeadOdds
+    seen_KZYX: Tensor
     mask_logits_LDHW: Tensor | None
 
 
@@ -53,10 +55,10 @@ def read_heads(
         with stage("encode"):
             features = model.encode(intensity_11DHW, regions_1DHW)
         with stage("classify"):
-            logits_K = model.classify(features)["logits"][0]
+            classified = model.classify(features)
         mask_logits_LDHW = None
         if masks:
             with stage("localize"):
                 mask_logits_LDHW = model.localize(intensity_11DHW, regions_1DHW, features)["mask_logits"][0]
-    odds = HeadOdds.of(logits_K, model.disease_names, mask_logits_LDHW, model.lesions)
-    return HeadReading(features, odds, mask_logits_LDHW)
+    odds = HeadOdds.of(classified["logits"][0], model.disease_names, mask_logits_LDHW, model.lesions)
+    return HeadReading(features, odds, classified["seen"][0], mask_logits_LDHW)

@@ -12,18 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm3d.anatomy.measurement import Component, find_landmarks, measure_lesion
-from vlm3d.labels import DISEASE_NAMES, LESIONS, LUNG_SIGNS, Lesion, first_lesions
+from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS, Lesion, first_lesions
+from vlm3d.model.head_fusion import shown_by
 from vlm3d.model.projector import EmbeddingScale
+from vlm3d.model.seen_places import SeenPlace, seen_places
 
 LocationStrategy = Literal["text", "embedding", "both", "none"]
 
 NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
+MAX_LOBES = 5
 MIN_VOLUME_ML = 0.02
 MIN_SHARE_OF_PLACE = 0.15
-"""A lung sign is told in a place that holds this share of what its fullest place holds."""
+"""What is told by its lobes is told in those that hold this share of what the fullest holds."""
 
-_SIGN_KEYS = frozenset(lesion.key for lesion in LUNG_SIGNS)
+_TOLD_BY_LOBE = frozenset(
+    lesion.key for lesion in STORED_LESIONS if lesion.lung and lesion.key != "lung_nodule"
+)
 
 
 class MeasuredPiece(Protocol):
@@ -49,15 +54,15 @@ def told_pieces(
 ) -> tuple[Sequence[Piece], int]:
     """The pieces of a lesion that words tell, and how many more there are.
 
-    Bands and bronchi fall into many pieces, which a report tells as one: of a lung sign the largest piece of each place
-    stands for all there, the fullest place first, and none is counted besides.
+    Opacities, bands and bronchi fall into many pieces, which a report tells by their lobes: the largest piece of each
+    stands for all there, the fullest lobe first, and none is counted besides.
 
     Args:
         key: Of the lesion.
         pieces: Largest first.
-        max_pieces: Told at most.
+        max_pieces: Told at most of what is counted.
     """
-    if key not in _SIGN_KEYS:
+    if key not in _TOLD_BY_LOBE:
         return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
     places: dict[tuple[str, str], list[Piece]] = {}
     for piece in pieces:
@@ -67,7 +72,7 @@ def told_pieces(
     full = [
         place for place in sorted(places, key=lambda place: -total_ml[place]) if total_ml[place] >= least_ml
     ]
-    return [places[place][0] for place in full[:max_pieces]], 0
+    return [places[place][0] for place in full[:MAX_LOBES]], 0
 
 
 def describe_piece(piece: MeasuredPiece) -> str:
@@ -85,6 +90,8 @@ def describe_findings(
     pieces_by_lesion: Mapping[str, Sequence[MeasuredPiece]],
     lesions: Sequence[Lesion] = LESIONS,
     max_pieces: int = MAX_PIECES,
+    *,
+    seen: Mapping[str, Sequence[SeenPlace]] | None = None,
 ) -> str:
     """List the findings in CT-RATE's order, each lesion with its places and sizes.
 
@@ -93,6 +100,7 @@ def describe_findings(
         pieces_by_lesion: Measured pieces by the lesion's key, largest first.
         lesions: The lesions that have masks.
         max_pieces: Pieces told of each lesion, see `told_pieces`.
+        seen: Places of diseases that no mask shows, from `places_of`.
 
     Returns:
         Such as 'Cardiomegaly; Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml'.
@@ -103,11 +111,12 @@ def describe_findings(
     for disease in (*DISEASE_NAMES, *sorted(others - set(DISEASE_NAMES))):
         own = [lesion for lesion in lesions if lesion.disease == disease and pieces_by_lesion.get(lesion.key)]
         if disease in present and disease not in {lesion.name for lesion in own}:
-            entries.append(disease)
+            places = " and ".join(place.words for place in (seen or {}).get(disease, ()))
+            entries.append(f"{disease}: {places}" if places else disease)
         for lesion in own:
             told, more = told_pieces(lesion.key, pieces_by_lesion[lesion.key], max_pieces)
-            places = " and ".join(describe_piece(piece) for piece in told)
-            entries.append(f"{lesion.name}: {places}{f' and {more} more' if more else ''}")
+            words = " and ".join(describe_piece(piece) for piece in told)
+            entries.append(f"{lesion.name}: {words}{f' and {more} more' if more else ''}")
     return "; ".join(entries) or NO_FINDING_TEXT
 
 
@@ -176,6 +185,7 @@ class LesionLocationInjector(nn.Module):
         spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
         disease_thresholds: Sequence[float] | float = 0.5,
         mask_threshold: float = 0.5,
+        seen_BKZYX: Tensor | None = None,
     ) -> list[str]:
         """Word each scan's findings.
 
@@ -186,6 +196,7 @@ class LesionLocationInjector(nn.Module):
             spacing_mm: Voxel size along (D, H, W).
             disease_thresholds: One for all, or one a disease.
             mask_threshold: Voxels at or above it belong to the lesion.
+            seen_BKZYX: How much each patch shows each disease, or None.
         """
         probabilities = disease_probabilities_BK.detach().float().cpu().numpy()
         thresholds = np.broadcast_to(np.asarray(disease_thresholds, np.float32), probabilities.shape[1:])
@@ -193,11 +204,14 @@ class LesionLocationInjector(nn.Module):
         for index, row_K in enumerate(probabilities):
             names = [DISEASE_NAMES[k] for k in np.flatnonzero(row_K >= thresholds) if k < len(DISEASE_NAMES)]
             pieces: dict[str, list[Component]] = {}
+            regions = None if regions_BDHW is None else _region_ids(regions_BDHW[index])
             if masks_BLDHW is not None:
                 masks_LDHW = (masks_BLDHW[index].detach() >= mask_threshold).cpu().numpy()
-                regions = None if regions_BDHW is None else _region_ids(regions_BDHW[index])
                 pieces = self.measure(masks_LDHW, regions, spacing_mm)
-            texts.append(describe_findings(names, pieces, self.lesions))
+            seen = None
+            if seen_BKZYX is not None:
+                seen = places_of(names, seen_BKZYX[index], regions, pieces, self.lesions)
+            texts.append(describe_findings(names, pieces, self.lesions, seen=seen))
         return texts
 
     def measure(
@@ -215,10 +229,36 @@ class LesionLocationInjector(nn.Module):
                 spacing_mm,
                 min_volume_ml=MIN_VOLUME_ML,
                 midline=lesion.midline,
+                lung=lesion.lung,
                 landmarks=landmarks,
             )
             for lesion, mask_DHW in zip(self.lesions, masks_LDHW, strict=False)
         }
+
+
+def places_of(
+    diseases: Sequence[str],
+    seen_KZYX: Tensor,
+    regions_DHW: NDArray[np.uint8] | None,
+    pieces_by_lesion: Mapping[str, Sequence[MeasuredPiece]],
+    lesions: Sequence[Lesion],
+) -> dict[str, list[SeenPlace]]:
+    """Where the classifier saw the diseases of which no mask shows a piece; see `seen_places`.
+
+    Args:
+        diseases: Names of those that are present.
+        seen_KZYX: How much each patch shows each disease, in CT-RATE's order.
+        regions_DHW: Region ids, or None.
+        pieces_by_lesion: As in `describe_findings`.
+        lesions: As in `describe_findings`.
+    """
+    weight_KZYX = seen_KZYX.detach().float().cpu().numpy()
+    drawn = {key for key, pieces in pieces_by_lesion.items() if pieces}
+    return {
+        name: seen_places(name, weight_KZYX[DISEASE_NAMES.index(name)], regions_DHW)
+        for name in diseases
+        if drawn.isdisjoint(shown_by(name, lesions))
+    }
 
 
 def _region_ids(regions_DHW: Tensor) -> NDArray[np.uint8]:

@@ -148,13 +148,17 @@ class VLM3DMultiTask(nn.Module):
         return self.vision_encoder(ct_volume, segmentation_mask, places)
 
     def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
-        """``logits``, ``probabilities`` (B, K); ``attention`` (B, K, R + N): where each disease looked; ``evidence``."""
+        """``logits``, ``probabilities`` (B, K); ``attention`` (B, K, R + N): where each disease looked; ``evidence``;
+        ``seen`` (B, K, Z, Y, X): the attention to the patches.
+        """
         found = self.classifier(features)
+        attention_BKM = found["attention_BKM"]
         return {
             "logits": found["logits_BK"],
             "probabilities": found["probabilities_BK"],
-            "attention": found["attention_BKM"],
+            "attention": attention_BKM,
             "evidence": found["evidence_BKM"],
+            "seen": attention_BKM[..., -features.patch_BNC.shape[1] :].unflatten(-1, features.grid),
         }
 
     def localize(
@@ -193,6 +197,7 @@ class VLM3DMultiTask(nn.Module):
         *,
         report_attention_mask: Tensor | None = None,
         prompt_texts: Sequence[str] | None = None,
+        seen_patches: Tensor | None = None,
         spacing_mm: tuple[float, float, float] | None = None,
         tasks: Iterable[str] = TASKS,
         localization_boxes: Sequence[PatchBox] | None = None,
@@ -208,6 +213,7 @@ class VLM3DMultiTask(nn.Module):
             report_tokens: (B, T) from `ReportGenerator.tokenize_reports`; without it no report is scored.
             report_attention_mask: (B, T), 0 at padding.
             prompt_texts: Findings in words for the report, instead of those from labels or heads.
+            seen_patches: (B, K, Z, Y, X), patches that truly show each disease, which the report may build on.
             spacing_mm: Voxel size (D, H, W), for sizes in words; the configured grid's by default.
             tasks: Which of `vlm3d.labels.TASKS` to run.
             localization_boxes: Draw masks only in one box a scan, as `localize` takes them.
@@ -241,6 +247,7 @@ class VLM3DMultiTask(nn.Module):
                     spacing_mm,
                     disease_labels,
                     lesion_masks_gt,
+                    seen_patches,
                     outputs if localization_boxes is None else {**outputs, "localization": None},
                 )
             outputs["generation"] = self.report_generator(
@@ -285,7 +292,8 @@ class VLM3DMultiTask(nn.Module):
         """
         with evaluating(self):
             features = self.encode(ct_volume, segmentation_mask)
-            probabilities_BK = self.classify(features)["probabilities"]
+            classified = self.classify(features)
+            probabilities_BK = classified["probabilities"]
             positive_BK = probabilities_BK >= classification_threshold
             masks_BLDHW = self.localize(ct_volume, segmentation_mask, features)["mask_logits"].sigmoid()
             written = []
@@ -297,6 +305,7 @@ class VLM3DMultiTask(nn.Module):
                     _without_channel(segmentation_mask),
                     spacing_mm or self.config.preprocessing.spacing_mm,
                     features.grid,
+                    classified["seen"],
                     classification_threshold,
                 )
                 written = self.report_generator.generate(
@@ -333,11 +342,18 @@ class VLM3DMultiTask(nn.Module):
         spacing_mm: tuple[float, float, float] | None,
         disease_labels: Tensor | None,
         lesion_masks_gt: Mapping[str, Tensor] | None,
+        seen_patches: Tensor | None,
         outputs: Mapping[str, Any],
     ) -> LesionEvidence:
         """True findings where they are known, the heads' own where not; no gradient flows through words."""
         with torch.no_grad():
-            findings_BK = self._known_or_found(disease_labels, features, outputs)
+            classified = outputs.get("classification")
+            if classified is None and (seen_patches is None or _unknown(disease_labels)):
+                classified = self.classify(features)
+            findings_BK = _known_or_found(disease_labels, classified)
+            if seen_patches is None:
+                assert classified is not None
+                seen_patches = classified["seen"]
             masks_BLDHW = self._drawn_or_true(
                 lesion_masks_gt or {}, ct_volume, segmentation_mask, features, outputs
             )
@@ -347,18 +363,8 @@ class VLM3DMultiTask(nn.Module):
             _without_channel(segmentation_mask),
             spacing_mm or self.config.preprocessing.spacing_mm,
             features.grid,
+            seen_patches,
         )
-
-    def _known_or_found(
-        self, disease_labels: Tensor | None, features: VisionFeatures, outputs: Mapping[str, Any]
-    ) -> Tensor:
-        """Findings (B, K): labels where they are known, probabilities where not."""
-        if disease_labels is not None and not bool(disease_labels.isnan().any()):
-            return disease_labels
-        found_BK = (outputs.get("classification") or self.classify(features))["probabilities"].detach()
-        if disease_labels is None:
-            return found_BK
-        return torch.where(disease_labels.isnan(), found_BK, disease_labels.to(found_BK.dtype))
 
     def _drawn_or_true(
         self,
@@ -554,6 +560,21 @@ class VLM3DMultiTask(nn.Module):
         if load_llm:
             model.report_generator.load_llm()
         return model.eval()
+
+
+def _unknown(disease_labels: Tensor | None) -> bool:
+    return disease_labels is None or bool(disease_labels.isnan().any())
+
+
+def _known_or_found(disease_labels: Tensor | None, classified: Mapping[str, Tensor] | None) -> Tensor:
+    """Findings (B, K): labels where they are known, probabilities where not; these may be missing if all are known."""
+    if classified is None:
+        assert disease_labels is not None
+        return disease_labels
+    found_BK = classified["probabilities"].detach()
+    if disease_labels is None:
+        return found_BK
+    return torch.where(disease_labels.isnan(), found_BK, disease_labels.to(found_BK.dtype))
 
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:

@@ -68,6 +68,7 @@ class LesionEvidence:
         regions_BDHW: Region ids on the same grid.
         spacing_mm: Voxel size along (D, H, W).
         grid: Patches along (Z, Y, X); needed by the embedding strategy.
+        seen_BKZYX: How much each patch shows each disease, for the places of what no mask shows; or None.
         disease_thresholds: One for all diseases, or one each.
     """
 
@@ -76,6 +77,7 @@ class LesionEvidence:
     regions_BDHW: Tensor | None = None
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     grid: tuple[int, int, int] | None = None
+    seen_BKZYX: Tensor | None = None
     disease_thresholds: Sequence[float] | float = 0.5
 
 
@@ -454,6 +456,7 @@ class ReportGenerator(nn.Module):
             evidence.regions_BDHW,
             evidence.spacing_mm,
             evidence.disease_thresholds,
+            seen_BKZYX=evidence.seen_BKZYX,
         )
 
     def _lesion_tokens(self, patch_BNC: Tensor, evidence: LesionEvidence | None) -> Tensor:

@@ -104,6 +104,7 @@ def located_in_masks(
             spacing_mm,
             min_volume_ml=MIN_VOLUME_ML,
             midline=lesion.midline,
+            lung=lesion.lung,
             landmarks=landmarks,
         ):
             region = _REGION_KEYS.get(piece.region)

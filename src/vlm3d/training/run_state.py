@@ -44,6 +44,7 @@ class RunState:
         finished: Phases that are done.
         best: Checkpoint's name -> its score, of the running phase.
         damaged: Case id -> how often it was passed over.
+        origin: ``training.json`` of the checkpoint that the run started from; None for random weights.
     """
 
     phase: str
@@ -53,6 +54,7 @@ class RunState:
     finished: list[str] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     damaged: dict[str, int] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
 
 
 def optimizer_tensors(

@@ -28,7 +28,8 @@ def scan_contexts(
     """
     predicted = predicted or [True] * len(batch.case_ids)
     features = model.encode(batch.intensity_B1DHW, batch.regions_BDHW)
-    found_BK = model.classify(features)["probabilities"].float()
+    classified = model.classify(features)
+    found_BK = classified["probabilities"].float()
     drawn_BLDHW = (
         model.localize(batch.intensity_B1DHW, batch.regions_BDHW, features)["mask_logits"].float().sigmoid()
     )
@@ -46,6 +47,7 @@ def scan_contexts(
             regions_1DHW,
             spacing_mm,
             features.grid,
+            (classified["seen"] if builds_on_heads else batch.guidance_BKZYX)[one],
         )
         scan = replace(
             features,

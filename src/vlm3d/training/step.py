@@ -66,6 +66,7 @@ class TrainingStep(nn.Module):
             None if plan.predicted_findings else dict(zip(keys, batch.masks_BLDHW.unbind(1), strict=True)),
             tokens,
             report_attention_mask=attention,
+            seen_patches=None if plan.predicted_findings else batch.guidance_BKZYX,
             tasks=plan.tasks,
             localization_boxes=batch.boxes,
             places=batch.places,

@@ -82,7 +82,7 @@ class TrainingRequest:
         store: Folder of ``vlm3d prepare``, with the splits ``train`` and ``valid``.
         run: Folder of the run; one that holds an unfinished run of the same settings is resumed.
         phases: Numbers or names; all by default.
-        start_from: Checkpoint folder to start from instead of random weights.
+        start_from: Checkpoint to start from instead of random weights, as `checkpoint.locate_checkpoint` takes it.
         stop_after: Stop after so many steps of this call, to be resumed later; for schedulers and tests.
     """
 
@@ -373,6 +373,7 @@ class Trainer:
             "training_cases": dict(sources),
             "anatomy": list(self.model.learned_anatomy),
             "store": self.train_set.fingerprint.sha256,
+            "started_from": self.state.origin,
             "seconds": round(self.state.seconds),
             "validation": {key: round(v, 4) for key, v in figures.items() if math.isfinite(v)},
             "version": VERSION,
@@ -402,11 +403,12 @@ class Trainer:
         if self._tensors is not None:
             self._load(model, self.folder / LAST / CHECKPOINT_FOLDER)
         elif self.request.start_from is not None:
-            self._load(model, self.request.start_from)
+            origin = checkpoint.locate_checkpoint(self.request.start_from)
+            self._load(model, origin)
+            self.state.origin = {"fingerprint": model.fingerprint(), **checkpoint.read_training(origin)}
         model.training_status = status_of(self.train_set)
-        model.learned_anatomy = tuple(
-            sorted({case.regions_method or "none" for case in self.train_set.cases})
-        )
+        learned = {case.regions_method or "none" for case in self.train_set.cases}
+        model.learned_anatomy = tuple(sorted(learned.union((self.state.origin or {}).get("anatomy", ()))))
         return model
 
     def _load(self, model: VLM3DMultiTask, folder: Path) -> None:
