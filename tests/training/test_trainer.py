@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,23 @@ def test_all_phases_end_in_a_checkpoint_that_predicts(
     assert any("valid/report_loss" in line for line in metrics)
     assert len(losses(metrics)) == 30
     assert list((tmp_path / "run" / "samples").glob("*/*.png"))
+
+
+def test_what_a_run_started_from_is_kept_over_a_restart(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    start = VLM3DMultiTask(config)
+    start.learned_anatomy = ("classical",)
+    start.save_pretrained(tmp_path / "start")
+    request = TrainingRequest(
+        config, store, tmp_path / "run", ["1.2"], start_from=tmp_path / "start", stop_after=1
+    )
+    train(request)
+    note = read_training(train(replace(request, start_from=None, stop_after=None)))
+    assert note["started_from"]["fingerprint"] == start.fingerprint()
+    assert note["started_from"]["anatomy"] == ["classical"]
+    assert note["anatomy"] == ["classical", "phantom"]
 
 
 def test_only_the_parts_of_a_phase_change(tmp_path: Path, store: Path, pretrained: dict[str, Any]) -> None:
