@@ -27,9 +27,9 @@ $VLM3D prepare "phantom:0-352:$COMMON,split=train" "phantom:100000-100048:$COMMO
 PHASES=training.phases
 $VLM3D train tiny --from "$WORK/run/final" --data "$WORK/mixed" --out "$WORK/run2" \
     --phase local --phase classification --phase localization --phase joint training.seed=2 \
-    $PHASES.local.steps=600 $PHASES.local.lr=6e-4 $PHASES.classification.steps=40 \
-    $PHASES.localization.steps=620 $PHASES.localization.lr=1.2e-3 \
-    $PHASES.joint.steps=140 $PHASES.joint.lr=3e-4 $PHASES.joint.without_regions=0 \
+    $PHASES.local.steps=600 $PHASES.local.lr=6e-4 $PHASES.classification.steps=30 \
+    $PHASES.localization.steps=300 $PHASES.localization.lr=1.2e-3 \
+    $PHASES.joint.steps=90 $PHASES.joint.lr=3e-4 $PHASES.joint.without_regions=0 \
     "$PHASES.joint.tasks={classification: 0.25, localization: 0.25, generation: 1.0}" \
     "$PHASES.joint.unfreeze_blocks=[[0, 0], [0.85, 4]]"
 $VLM3D tune "$WORK/run2/final" --data "$WORK/mixed"

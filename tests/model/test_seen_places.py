@@ -40,9 +40,16 @@ def test_a_sign_is_told_in_its_lobe(z: int, lobe: str, mirrored: bool) -> None:
 
 
 def test_the_place_most_looked_at_comes_first_and_glances_are_not_told() -> None:
-    weight = looked((3, 0, 1, 0.2), (3, 1, 1, 0.2), (0, 0, 6, 0.5), (0, 0, 1, 0.1), (3, 2, 6, 0.04))
+    weight = looked((3, 0, 1, 0.2), (3, 1, 1, 0.25), (0, 0, 6, 0.5), (0, 0, 1, 0.2), (3, 2, 6, 0.04))
     places = seen_places("Bronchiectasis", weight, lungs())
     assert [place.region for place in places] == ["left lower lobe", "right upper lobe"]
+    known = seen_places("Bronchiectasis", weight > 0, lungs())
+    assert [place.region for place in known] == [
+        "right upper lobe",
+        "right lower lobe",
+        "left lower lobe",
+        "left upper lobe",
+    ]
 
 
 def test_what_lies_in_no_lobe_keeps_its_side_and_votes_nothing_beside_lobes() -> None:
@@ -54,7 +61,7 @@ def test_what_lies_in_no_lobe_keeps_its_side_and_votes_nothing_beside_lobes() ->
 
 
 def test_nodes_and_devices_are_told_by_their_sides() -> None:
-    both = looked((2, 2, 3, 0.5), (2, 2, 5, 0.4), (2, 2, 4, 0.1))
+    both = looked((2, 2, 3, 0.5), (2, 2, 5, 0.45), (2, 2, 4, 0.1))
     assert [place.words for place in seen_places("Lymphadenopathy", both, lungs())] == ["right", "left"]
     assert [place.words for place in seen_places("Medical material", both, None)] == ["right", "left"]
     assert [place.side for place in seen_places("Atelectasis", both, None)] == ["right", "left"]

@@ -7,7 +7,6 @@ specks is no trap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,8 +176,7 @@ def measure_lesion(
     if regions_DHW is not None:
         votes_NR = _region_votes(labels_V, regions_DHW[box][inside], order.size)
         if lung:
-            boxes = zip(starts_N3 + corner, stops_N3 + corner, strict=True)
-            votes_NR = _lobes_alone(votes_NR, list(boxes), regions_DHW, spacing_mm)
+            votes_NR = _lobes_alone(votes_NR, starts_N3 + corner, stops_N3 + corner, regions_DHW, spacing_mm)
         region_ids_N = np.where(votes_NR.any(axis=1), votes_NR.argmax(axis=1), 0)
     means_N = (
         None
@@ -334,7 +332,8 @@ def _region_votes(
 
 def _lobes_alone(
     votes_NR: NDArray[np.int64],
-    boxes: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    starts_N3: NDArray[np.int64],
+    stops_N3: NDArray[np.int64],
     regions_DHW: NDArray[np.uint8],
     spacing_mm: tuple[float, float, float],
 ) -> NDArray[np.int64]:
@@ -343,8 +342,8 @@ def _lobes_alone(
     lobes_NR[:, LUNG_IDS] = votes_NR[:, LUNG_IDS]
     margin = np.ceil(AROUND_MM / np.array(spacing_mm)).astype(int)
     for piece in np.flatnonzero(~lobes_NR.any(axis=1)):
-        start, stop = boxes[piece]
-        around = tuple(slice(max(0, a), b) for a, b in zip(start - margin, stop + margin, strict=True))
+        low, high = starts_N3[piece] - margin, stops_N3[piece] + margin
+        around = tuple(slice(max(0, a), b) for a, b in zip(low, high, strict=True))
         found_R = np.bincount(regions_DHW[around].ravel(), minlength=NUM_REGIONS + 1)
         lobes_NR[piece, LUNG_IDS] = found_R[list(LUNG_IDS)]
     return np.where(lobes_NR.any(axis=1, keepdims=True), lobes_NR, votes_NR)

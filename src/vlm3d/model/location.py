@@ -247,12 +247,12 @@ def places_of(
 
     Args:
         diseases: Names of those that are present.
-        seen_KZYX: How much each patch shows each disease, in CT-RATE's order.
+        seen_KZYX: How much each patch is looked at for each disease, in CT-RATE's order; bool where it is known.
         regions_DHW: Region ids, or None.
         pieces_by_lesion: As in `describe_findings`.
         lesions: As in `describe_findings`.
     """
-    weight_KZYX = seen_KZYX.detach().float().cpu().numpy()
+    weight_KZYX = (seen_KZYX if seen_KZYX.dtype == torch.bool else seen_KZYX.detach().float()).cpu().numpy()
     drawn = {key for key, pieces in pieces_by_lesion.items() if pieces}
     return {
         name: seen_places(name, weight_KZYX[DISEASE_NAMES.index(name)], regions_DHW)

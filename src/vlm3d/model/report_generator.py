@@ -68,7 +68,8 @@ class LesionEvidence:
         regions_BDHW: Region ids on the same grid.
         spacing_mm: Voxel size along (D, H, W).
         grid: Patches along (Z, Y, X); needed by the embedding strategy.
-        seen_BKZYX: How much each patch shows each disease, for the places of what no mask shows; or None.
+        seen_BKZYX: How much each patch is looked at for each disease, or, as bool, known to show it; for the places of what
+            no mask shows.
         disease_thresholds: One for all diseases, or one each.
     """
 

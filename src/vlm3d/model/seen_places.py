@@ -25,8 +25,10 @@ ON_SIDES = frozenset({"Medical material", "Lymphadenopathy", "Pleural effusion"}
 MAX_PLACES = 5
 MIN_SHARE_OF_PATCH = 0.1
 """A patch counts if it is looked at this much of what the patch most looked at is."""
-MIN_SHARE_OF_PLACE = 0.3
+MIN_SHARE_OF_PLACE = 0.8
 """A place is told if it is looked at this much of what the place most looked at is."""
+MIN_SHARE_OF_KNOWN_PLACE = 0.3
+"""The same where the patches are known to show the finding: attention strays, the truth does not."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def seen_places(
 
     Args:
         disease: Decides whether lobes or sides are told; one without a place has none.
-        weight_ZYX: How much each patch is looked at, 0 or more.
+        weight_ZYX: How much each patch is looked at, 0 or more; or, as bool, whether it is known to show the disease.
         regions_DHW: Region ids, canonical, in whole patches; None leaves sides alone to tell.
     """
     if disease not in IN_LOBES | ON_SIDES or not weight_ZYX.any():
@@ -76,8 +78,9 @@ def seen_places(
         aside[patches.side(x), ""].append((weight, float(z)))
     votes = votes or aside
     total = {place: sum(weight for weight, _ in seen) for place, seen in votes.items()}
+    share = MIN_SHARE_OF_KNOWN_PLACE if weight_ZYX.dtype == bool else MIN_SHARE_OF_PLACE
     told = sorted(
-        (place for place in total if total[place] >= MIN_SHARE_OF_PLACE * max(total.values())),
+        (place for place in total if total[place] >= share * max(total.values())),
         key=lambda place: -total[place],
     )
     places = []

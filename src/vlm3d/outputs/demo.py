@@ -19,18 +19,17 @@ def run_demo(
     seed: int,
     say: Callable[[str], None],
 ) -> Path:
-    """Write a phantom as NIfTI, predict it as a user would who has a mask of its anatomy, and return the page's path."""
+    """Write a phantom as NIfTI, predict it as a user would, and return the page's path."""
     from vlm3d.datasets.phantom.writing import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="vlm3d_demo_") as temporary:
-        say(f"phantom: a procedural chest CT, seed {seed}, with its own anatomy as the mask")
+        say(f"phantom: a procedural chest CT, seed {seed}")
         folder = write_phantom(generate_phantom(seed), Path(temporary) / f"phantom_{seed}")
         outcome = predict_scans(
             [folder / "ct.nii.gz"],
             out,
             load,
             settings,
-            mask=folder / "regions.nii.gz",  # the anatomy that the shipped weights learned with
             overwrite=True,
             say=say,
         )
