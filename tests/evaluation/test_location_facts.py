@@ -17,7 +17,7 @@ from vlm3d.datasets.phantom.truth import FindingTruth
 from vlm3d.evaluation.labeler import label_report
 from vlm3d.evaluation.location_facts import LocationFact, compare_facts, location_facts
 from vlm3d.labels import DISEASE_NAMES, LESIONS
-from vlm3d.model.location import describe_findings
+from vlm3d.model.location import describe_findings, told_pieces
 
 LOBES = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe")
 IN_LOBES = ("Atelectasis", "Lung opacity", "Pulmonary fibrotic sequela", "Consolidation", "Bronchiectasis")
@@ -144,7 +144,7 @@ def test_the_line_told_to_the_language_model_is_read_back(
     expected = Counter(
         (by_key[key], piece.side, piece.region.replace(" ", "_"), piece.level, piece.max_diameter_mm)
         for key, found in pieces.items()
-        for piece in found[:3]
+        for piece in told_pieces(key, found)[0]
     )
     said = Counter(fact for fact in told(text) if fact[0] in {by_key[key] for key in pieces})
     assert said == expected

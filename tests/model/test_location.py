@@ -59,21 +59,22 @@ def test_findings_are_listed_in_the_labels_order_with_places() -> None:
     )
 
 
-def test_a_sign_of_many_pieces_is_told_once_a_place_and_where_there_is_enough_of_it() -> None:
+@pytest.mark.parametrize("key", ["bronchiectasis", "consolidation", "ground_glass_opacity"])
+def test_what_falls_into_pieces_is_told_once_a_place_and_where_there_is_enough_of_it(key: str) -> None:
     pieces = [
         Piece(volume_ml=3.0),
         Piece(side="left", region="left lower lobe", level="lower", volume_ml=2.5),
         *[Piece(side="left", region="left lower lobe", volume_ml=1.0)] * 2,
         Piece(region="right middle lobe", volume_ml=0.4),
     ]
-    (told, more) = told_pieces("bronchiectasis", pieces)
+    (told, more) = told_pieces(key, pieces)
     assert [(piece.region, piece.volume_ml) for piece in told] == [
         ("left lower lobe", 2.5),
         ("right upper lobe", 3.0),
     ]
     assert more == 0
     assert told_pieces("lung_nodule", pieces) == (pieces[:3], 2)
-    assert told_pieces("bronchiectasis", []) == ([], 0)
+    assert told_pieces(key, []) == ([], 0)
 
 
 def test_masks_are_measured_into_words() -> None:

@@ -43,7 +43,6 @@ def listed_places(
             key_slice=None if slice_of is None else slice_of(place.patch_z),
         )
         for place in places
-        if place.side != "midline"
     ]
 
 
