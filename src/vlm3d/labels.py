@@ -15,10 +15,12 @@ class Disease:
     Attributes:
         name: CT-RATE's spelling, used in every file.
         prompt: What it looks like; empty for a label that is only numbered.
+        sided: Where no mask shows it, words place it by its side of the body.
     """
 
     name: str
     prompt: str
+    sided: bool = False
 
     @property
     def sentence(self) -> str:
@@ -55,13 +57,14 @@ DISEASES: tuple[Disease, ...] = (
     Disease(
         "Medical material",
         "Medical device or foreign material in the chest: port, pacemaker, stent, clip, tube or valve.",
+        sided=True,
     ),
     Disease("Arterial wall calcification", "Calcified plaque in the wall of the aorta or its branches."),
     Disease("Cardiomegaly", "Enlarged heart with an increased cardiothoracic ratio."),
     Disease("Pericardial effusion", "Fluid in the pericardial sac around the heart."),
     Disease("Coronary artery wall calcification", "Calcified plaque along the coronary arteries."),
     Disease("Hiatal hernia", "Part of the stomach above the diaphragm through the esophageal hiatus."),
-    Disease("Lymphadenopathy", "Enlarged lymph nodes of the mediastinum, hila or axillae."),
+    Disease("Lymphadenopathy", "Enlarged lymph nodes of the mediastinum, hila or axillae.", sided=True),
     Disease(
         "Emphysema", "Destroyed alveoli: low-attenuation areas without walls, mostly in the upper lobes."
     ),
@@ -72,7 +75,7 @@ DISEASES: tuple[Disease, ...] = (
         "Pulmonary fibrotic sequela",
         "Scar of past disease: fibrotic bands, pleuroparenchymal streaks, distortion.",
     ),
-    Disease("Pleural effusion", "Fluid in the dependent pleural space."),
+    Disease("Pleural effusion", "Fluid in the dependent pleural space.", sided=True),
     Disease("Mosaic attenuation pattern", "Patchwork of lobules with lower and higher lung attenuation."),
     Disease("Peribronchial thickening", "Thickened bronchial walls."),
     Disease("Consolidation", "Airless lung that hides its vessels, often with air bronchograms."),

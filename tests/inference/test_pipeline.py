@@ -19,6 +19,7 @@ from vlm3d.inference.prediction import TRAINING_NOTES
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.seen_places import SeenPlace
 from vlm3d.volume import RegionMap, Volume
 
 
@@ -276,3 +277,17 @@ def test_volume_by_region_adds_up(pipeline: Pipeline, settings: PredictionSettin
         assert list(lesion.volume_ml_by_region.values()) == sorted(
             lesion.volume_ml_by_region.values(), reverse=True
         )
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_place_that_was_looked_at_leads_to_its_slice(pipeline: Pipeline, order: tuple[int, ...]) -> None:
+    scan = coarse_phantom().volume
+    depth = pipeline.model.config.model.vision.patch_size[0]
+    for flips in itertools.product((False, True), repeat=3):
+        volume = Volume(*reoriented(scan.voxels_DHW, scan.affine, order, flips))
+        geometry = pipeline.preprocessor.apply(volume).geometry
+        for patch_z in (1.0, 1.5, 2.25):
+            (place,) = pipeline._places([SeenPlace("left", "", "lower", patch_z)], geometry)
+            looked_mm = (geometry.model_affine @ np.array([(patch_z + 0.5) * depth - 0.5, 0, 0, 1]))[2]
+            slice_mm = (geometry.canonical_affine @ np.array([place.key_slice, 0, 0, 1]))[2]
+            assert abs(looked_mm - slice_mm) <= abs(geometry.canonical_affine[2, 0]) / 2 + 1e-6

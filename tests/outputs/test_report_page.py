@@ -328,3 +328,15 @@ def test_sentences_that_do_not_fit_the_text_are_not_trusted() -> None:
     page = page_of(prediction.model_copy(update={"report": moved}), make_masks("lung_nodule"))
     assert 'class="sentence' not in page
     assert "A nodule in the right upper lobe." in page
+
+
+def test_a_finding_without_a_mask_names_where_the_classifier_looked() -> None:
+    values = make_prediction().model_dump()
+    values["diseases"][0]["places"] = [
+        {"side": "left", "region": "left lower lobe", "level": "lower", "key_slice": 4},
+        {"side": "right", "region": "", "level": "upper", "key_slice": None},
+    ]
+    page = page_of(Prediction.model_validate(values))
+    assert "looked at: left lower lobe, slice 5</small>" in page
+    assert "looked at: right</small>" in page
+    assert "looked at" not in page_of(make_prediction())

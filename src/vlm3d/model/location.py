@@ -21,7 +21,6 @@ LocationStrategy = Literal["text", "embedding", "both", "none"]
 
 NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
-MAX_LOBES = 5
 MIN_VOLUME_ML = 0.02
 MIN_SHARE_OF_PLACE = 0.15
 """What is told by its lobes is told in those that hold this share of what the fullest holds."""
@@ -72,7 +71,7 @@ def told_pieces(
     full = [
         place for place in sorted(places, key=lambda place: -total_ml[place]) if total_ml[place] >= least_ml
     ]
-    return [places[place][0] for place in full[:MAX_LOBES]], 0
+    return [places[place][0] for place in full], 0
 
 
 def describe_piece(piece: MeasuredPiece) -> str:
@@ -254,8 +253,10 @@ def places_of(
     """
     weight_KZYX = (seen_KZYX if seen_KZYX.dtype == torch.bool else seen_KZYX.detach().float()).cpu().numpy()
     drawn = {key for key, pieces in pieces_by_lesion.items() if pieces}
+    depth, rows, columns = weight_KZYX.shape[1:] if regions_DHW is None else regions_DHW.shape
+    landmarks = find_landmarks(regions_DHW, (depth, rows, columns))
     return {
-        name: seen_places(name, weight_KZYX[DISEASE_NAMES.index(name)], regions_DHW)
+        name: seen_places(name, weight_KZYX[DISEASE_NAMES.index(name)], regions_DHW, landmarks)
         for name in diseases
         if drawn.isdisjoint(shown_by(name, lesions))
     }

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from vlm3d.anatomy.measurement import Level, LungLandmarks, Side, find_landmarks
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID
-from vlm3d.labels import STORED_LESIONS
+from vlm3d.labels import DISEASES, STORED_LESIONS
 
 IN_LOBES = frozenset(lesion.disease for lesion in STORED_LESIONS if lesion.lung)
 """Diseases whose place is a lobe."""
 
-ON_SIDES = frozenset({"Medical material", "Lymphadenopathy", "Pleural effusion"})
+ON_SIDES = frozenset(disease.name for disease in DISEASES if disease.sided)
 """Diseases whose place is a side of the body."""
 
-MAX_PLACES = 5
 MIN_SHARE_OF_PATCH = 0.1
 """A patch counts if it is looked at this much of what the patch most looked at is."""
 MIN_SHARE_OF_PLACE = 0.8
@@ -54,7 +53,10 @@ class SeenPlace:
 
 
 def seen_places(
-    disease: str, weight_ZYX: NDArray[np.floating] | NDArray[np.bool_], regions_DHW: NDArray[np.uint8] | None
+    disease: str,
+    weight_ZYX: NDArray[np.floating] | NDArray[np.bool_],
+    regions_DHW: NDArray[np.uint8] | None,
+    landmarks: LungLandmarks | None = None,
 ) -> list[SeenPlace]:
     """The places of a disease, the one most looked at first.
 
@@ -62,10 +64,11 @@ def seen_places(
         disease: Decides whether lobes or sides are told; one without a place has none.
         weight_ZYX: How much each patch is looked at, 0 or more; or, as bool, whether it is known to show the disease.
         regions_DHW: Region ids, canonical, in whole patches; None leaves sides alone to tell.
+        landmarks: Of the regions, or of the grid of patches without them, to spare finding them for each disease.
     """
     if disease not in IN_LOBES | ON_SIDES or not weight_ZYX.any():
         return []
-    patches = _Patches.of(weight_ZYX.shape, regions_DHW)
+    patches = _Patches.of(weight_ZYX.shape, regions_DHW, landmarks)
     votes: defaultdict[tuple[Side, str], list[tuple[float, float]]] = defaultdict(list)
     aside: defaultdict[tuple[Side, str], list[tuple[float, float]]] = defaultdict(list)
     for z, y, x in np.argwhere(weight_ZYX >= max(MIN_SHARE_OF_PATCH * weight_ZYX.max(), 1e-12)):
@@ -84,7 +87,7 @@ def seen_places(
         key=lambda place: -total[place],
     )
     places = []
-    for side, name in told[:MAX_PLACES]:
+    for side, name in told:
         patch_z = sum(weight * z for weight, z in votes[side, name]) / total[side, name]
         level = patches.landmarks.level_of(patches.center(0, patch_z))
         places.append(SeenPlace(side, name, level, patch_z))
@@ -100,10 +103,12 @@ class _Patches:
     landmarks: LungLandmarks
 
     @classmethod
-    def of(cls, grid: tuple[int, ...], regions_DHW: NDArray[np.uint8] | None) -> _Patches:
+    def of(
+        cls, grid: tuple[int, ...], regions_DHW: NDArray[np.uint8] | None, landmarks: LungLandmarks | None
+    ) -> _Patches:
         d, h, w = grid if regions_DHW is None else regions_DHW.shape
         size = (d // grid[0], h // grid[1], w // grid[2])
-        return cls(size, regions_DHW, find_landmarks(regions_DHW, (d, h, w)))
+        return cls(size, regions_DHW, landmarks or find_landmarks(regions_DHW, (d, h, w)))
 
     def center(self, axis: int, index: float) -> float:
         """Voxel index of a patch's center."""
