@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from vlm3d.evaluation.fusion_fitting import MIN_OF_EACH, fit_fusion, fit_logistic
+from vlm3d.evaluation.fusion_fitting import (
+    MASK_CUTS,
+    MIN_OF_EACH,
+    dice_at_cuts,
+    fit_fusion,
+    fit_logistic,
+    fit_mask_offsets,
+)
 from vlm3d.labels import DISEASE_NAMES, LESIONS
 
 
@@ -38,7 +46,7 @@ def heads(cases: int = 200, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     peaks["lung_nodule"] = 2 * present["lung_nodule"] + rng.normal(size=cases)
     logits = {name: 3 * label + rng.normal(size=cases) for name, label in labels.items()}
     logits["Lung nodule"] = rng.normal(size=cases)
-    return {"logits": logits, "peaks": peaks, "labels": labels, "present": present}
+    return {"logits": logits, "peaks": peaks, "labels": labels, "present": present, "dice": {}}
 
 
 def test_the_mask_speaks_where_the_classifier_is_blind() -> None:
@@ -71,3 +79,22 @@ def test_unknown_labels_are_left_out_and_few_cases_fit_nothing() -> None:
     assert set(fusion.lesion_thresholds) == set(fusion.lesions)
     few = {part: {key: values[:4] for key, values in table.items()} for part, table in found.items()}
     assert fit_fusion(**few, lesions=LESIONS) is None
+
+
+def test_dice_at_every_cut_equals_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(5, 6, 7)).astype(np.float32))
+    logits[0, 0, :3] = 0.25  # on a cut: belongs to the mask
+    true = rng.random((5, 6, 7)) < 0.3
+    expected = [
+        2 * (drawn & true).sum() / (drawn.sum() + true.sum())
+        for drawn in (logits.numpy() >= c for c in MASK_CUTS)
+    ]
+    np.testing.assert_allclose(dice_at_cuts(logits, true), expected)
+
+
+def test_an_outline_moves_to_where_it_fits_and_stays_where_few_cases_tell() -> None:
+    timid = np.repeat(np.where(MASK_CUTS == -1.5, 0.8, 0.3)[None], MIN_OF_EACH, axis=0)
+    blind = np.zeros((MIN_OF_EACH, len(MASK_CUTS)))
+    found = fit_mask_offsets({"consolidation": timid, "lung_nodule": timid[1:], "pleural_effusion": blind})
+    assert found == {"consolidation": 1.5, "pleural_effusion": 0.0}

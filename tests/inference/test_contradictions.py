@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.predictions import component, make_prediction
 from vlm3d.datasets.phantom.reports import write_report
 from vlm3d.evaluation.labeler import label_report
-from vlm3d.inference.consistency import consistent_report, repair_report
+from vlm3d.inference.consistency import consistent_report, mend_report, repair_report
 from vlm3d.inference.contradictions import check_report
-from vlm3d.inference.measured_sentences import located_sentence
+from vlm3d.inference.measured_sentences import DENIALS, located_sentence
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Report
 from vlm3d.labels import DISEASE_NAMES, STORED_LESIONS
 from vlm3d.model.report_sections import form_score, parse_report
@@ -188,14 +188,18 @@ def test_regenerating_keeps_the_best_of_what_it_was_allowed() -> None:
 
 
 def test_repairing_keeps_what_was_said_and_shows_what_changed() -> None:
-    found = heads({"Lung nodule"}, {"lung_nodule": [LEFT_LOWER]})
+    diseases, lesions = heads({"Lung nodule"}, {"lung_nodule": [LEFT_LOWER]})
+    unsure = [
+        disease.model_copy(update={"probability": max(disease.probability, 0.3)}) for disease in diseases
+    ]
+    found = (unsure, lesions)  # nothing is excluded so surely that it would be denied
     text = (
         "Findings:\nChest CT. Nodule in the right upper lobe.\n\nImpression:\nNormal chest CT.\n\n"
         "Recommendations:\nNone."
     )
     report = consistent_report(lambda _: Written(text), *found, "repair")
     assert report.findings == "Chest CT. Lung nodule of 9 mm in the left lower lobe."
-    assert report.impression == "Lung nodule."
+    assert report.impression == "Lung nodule on the left."
     assert report.recommendations == "None."
     check = report.check
     assert check is not None
@@ -251,6 +255,38 @@ def test_a_consistent_report_is_not_touched() -> None:
     assert repair_report(text, *heads({"Emphysema"})) == (text, [])
 
 
+def test_what_both_heads_exclude_is_denied_where_the_report_is_silent() -> None:
+    diseases, lesions = heads({"Emphysema"}, {"lung_nodule": [RIGHT_UPPER]})
+    unsure = {"Hiatal hernia": 0.25, "Lung nodule": 0.1}  # of a threshold of 0.4; the nodule is drawn
+    diseases = [d.model_copy(update={"probability": unsure.get(d.name, d.probability)}) for d in diseases]
+    text = "Findings:\nEmphysema. No pleural effusion.\n\nImpression:\nEmphysema.\n\nRecommendations:\nNone."
+    mended, edits = mend_report(text, diseases, lesions)
+    sections = parse_report(mended)
+    assert sections.findings == (
+        "Emphysema. No pleural effusion. The heart is of normal size. No pericardial effusion. No enlarged lymph nodes. "
+        "No consolidation. No bronchiectasis."
+    )
+    assert (sections.impression, sections.recommendations) == ("Emphysema.", "None.")
+    assert [edit.text for edit in edits] == [
+        DENIALS[name]
+        for name in (
+            "Cardiomegaly",
+            "Pericardial effusion",
+            "Lymphadenopathy",
+            "Consolidation",
+            "Bronchiectasis",
+        )
+    ]
+    assert mend_report(mended, diseases, lesions) == (mended, [])
+
+
+@pytest.mark.parametrize(("name", "sentence"), DENIALS.items())
+def test_a_denial_is_read_as_one_of_its_own_finding(name: str, sentence: str) -> None:
+    labels = label_report(sentence)
+    assert labels.present == []
+    assert kinds(sentence, heads({name})) == [("denied", name)]
+
+
 REGIONS = ["right upper lobe", "right middle lobe", "left lower lobe", "remaining mediastinum", "ribs", ""]
 PIECE = st.builds(
     lambda region, side, level, size: (
@@ -290,6 +326,7 @@ SENTENCES = st.lists(
 def test_a_repaired_report_never_contradicts_its_heads(text: str, found: Heads) -> None:
     repaired, edits = repair_report(text, *found)
     assert check_report(repaired, *found).contradictions == []
+    assert check_report(mend_report(text, *found)[0], *found).contradictions == []
     assert bool(edits) == (check_report(text, *found).contradictions != [])
     present = set(label_report(repaired).present)
     present |= {"Lung opacity"} if "Consolidation" in present else set()

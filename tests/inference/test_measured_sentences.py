@@ -8,7 +8,7 @@ import pytest
 
 from support.predictions import component, make_prediction
 from vlm3d.evaluation.location_facts import location_facts
-from vlm3d.inference.measured_sentences import located_sentence
+from vlm3d.inference.measured_sentences import located_sentence, sided_line
 from vlm3d.inference.prediction import AttentionPlace
 
 
@@ -72,6 +72,16 @@ SPECK = piece("left upper lobe", volume_ml=0.1)
             "Pleural effusion on both sides, about 31 ml on the right and about 80 ml on the left.",
         ),
         (
+            "Pleural effusion",
+            {
+                "pleural_effusion": [
+                    piece("left pleural space", volume_ml=80),
+                    piece("right pleural space", volume_ml=3),
+                ]
+            },
+            "Pleural effusion on the left, about 80 ml.",
+        ),
+        (
             "Pericardial effusion",
             {"pericardial_effusion": [piece("heart")]},
             "Pericardial effusion of about 2 ml.",
@@ -118,3 +128,35 @@ def test_the_places_are_read_back() -> None:
         ("right_upper_lobe", 12.0),
         ("left_lower_lobe", 5.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("disease", "pieces", "line"),
+    [
+        (
+            "Lung opacity",
+            {"ground_glass_opacity": [piece("left upper lobe")]},
+            "Ground-glass opacity on the left.",
+        ),
+        (
+            "Atelectasis",
+            {"atelectasis": [piece("left lower lobe"), piece("right lower lobe"), SPECK]},
+            "Atelectasis on both sides.",
+        ),
+        (
+            "Pericardial effusion",
+            {"pericardial_effusion": [piece("left pleural space")]},
+            "Pericardial effusion.",
+        ),
+        ("Cardiomegaly", {}, "Cardiomegaly."),
+    ],
+)
+def test_an_impression_names_the_side_of_what_has_one(
+    disease: str, pieces: dict[str, list[dict[str, Any]]], line: str
+) -> None:
+    assert sided_line(disease, make_prediction(pieces).lesions) == line
+
+
+def test_an_impression_names_the_side_that_the_classifier_looked_at() -> None:
+    node = AttentionPlace(side="right", region="", level="upper")
+    assert sided_line("Lymphadenopathy", [], [node]) == "Lymphadenopathy on the right."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -48,6 +48,15 @@ def test_a_lesion_that_is_not_thought_to_be_there_is_not_drawn_and_others_are() 
     assert found.presence(LESIONS, None) == {}
 
 
+def test_an_offset_moves_the_outline_of_its_own_mask() -> None:
+    found, masks = odds(nodule_logit=9.0, mask_logit=-0.5)
+    moved = replace(fusion(), mask_offsets={"lung_nodule": 1.0})
+    drawn = drawn_probability(masks, LESIONS, found, moved)
+    assert (drawn[4] >= 0.5).sum() == 8
+    torch.testing.assert_close(drawn[4], (masks[4] + 1.0).sigmoid())
+    assert torch.equal(drawn[:4], masks[:4].sigmoid())
+
+
 def test_a_peak_is_the_mean_of_eight_voxels_so_that_one_alone_says_little() -> None:
     mask = torch.full((1, 4, 4, 4), -5.0)
     mask[0, 0, 0, 0] = 11.0
@@ -62,7 +71,10 @@ def test_a_consolidation_shows_a_lung_opacity_too() -> None:
 
 
 def test_a_fusion_comes_back_from_its_file() -> None:
-    assert HeadFusion.from_json(json.loads(json.dumps(asdict(fusion())))) == fusion()
+    whole = replace(fusion(), mask_offsets={"lung_nodule": -0.25})
+    assert HeadFusion.from_json(json.loads(json.dumps(asdict(whole)))) == whole
+    older = {key: value for key, value in asdict(whole).items() if key != "mask_offsets"}
+    assert HeadFusion.from_json(older) == fusion()
 
 
 @pytest.mark.parametrize(
@@ -75,6 +87,8 @@ def test_a_fusion_comes_back_from_its_file() -> None:
         {"lesions": {}},
         {"lesion_thresholds": {"lung_nodule": True}},
         {"lesion_thresholds": None},
+        {"mask_offsets": {"gout": 1.0}},
+        {"mask_offsets": {"lung_nodule": math.inf}},
     ],
 )
 def test_a_damaged_fusion_is_refused(change: dict[str, Any]) -> None:

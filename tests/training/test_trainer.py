@@ -65,6 +65,27 @@ def test_all_phases_end_in_a_checkpoint_that_predicts(
     assert list((tmp_path / "run" / "samples").glob("*/*.png"))
 
 
+def test_a_run_may_start_from_weights_with_fewer_mask_prompts(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    start = VLM3DMultiTask(config)
+    start.save_pretrained(tmp_path / "start")
+    count = config.model.localizer.num_lesion_diseases
+    localizer = config.model.localizer.model_copy(update={"num_lesion_diseases": count + 3})
+    more = config.model_copy(update={"model": config.model.model_copy(update={"localizer": localizer})})
+    trainer = Trainer(TrainingRequest(more, store, tmp_path / "run", ["1.2"], start_from=tmp_path / "start"))
+    embedding_LT = trainer.model.localizer.text_embedder.prompt_embedding
+    torch.testing.assert_close(embedding_LT[:count], start.localizer.text_embedder.prompt_embedding)
+    assert embedding_LT[count:].abs().sum(dim=1).min() > 0
+    for name, weight in start.localizer.unet.named_parameters():
+        assert torch.equal(weight, trainer.model.localizer.unet.get_parameter(name))
+    vision = config.model.vision.model_copy(update={"depth": config.model.vision.depth + 1})
+    other = config.model_copy(update={"model": config.model.model_copy(update={"vision": vision})})
+    with pytest.raises(ConfigError, match="another model"):
+        Trainer(TrainingRequest(other, store, tmp_path / "other", ["1.2"], start_from=tmp_path / "start"))
+
+
 def test_what_a_run_started_from_is_kept_over_a_restart(
     tmp_path: Path, store: Path, pretrained: dict[str, Any]
 ) -> None:

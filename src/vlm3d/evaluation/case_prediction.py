@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm3d.anatomy.measurement import Component, drop_small_pieces
-from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset
+from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset, lesion_masks
 from vlm3d.errors import CheckpointError
 from vlm3d.evaluation.case_findings import CaseFindings, LesionMasks
 from vlm3d.evaluation.evaluator import Part
 from vlm3d.evaluation.figures import Thresholds
+from vlm3d.evaluation.fusion_fitting import dice_at_cuts
+from vlm3d.evaluation.ranking import Floats
 from vlm3d.evaluation.store_truth import masks_in, truth_of
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, MIN_LESION_ML
 from vlm3d.model.evaluation_mode import evaluating
@@ -112,13 +114,38 @@ class CasePrediction:
         return replace(self, predicted=replace(self.predicted, report=text), prompt_PM=None)
 
 
+@dataclass(frozen=True)
+class TuningCase:
+    """What one case of a validation split tells about the heads.
+
+    Attributes:
+        odds: The heads before they are weighed.
+        dice: Lesion key -> `dice_at_cuts` of its mask (C,), for the lesions that the case has.
+    """
+
+    odds: HeadOdds
+    dice: Mapping[str, Floats]
+
+
 @torch.inference_mode()
-def head_odds(model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, masks: bool = True) -> HeadOdds:
-    """What the heads say of one case before they are weighed, or the classifier alone; errors are those of `run_heads`."""
+def tuning_case(
+    model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, masks: bool = True
+) -> TuningCase:
+    """Read the heads, or the classifier alone, on one case; errors are those of `run_heads`."""
     case, arrays = dataset.cases[index], dataset.read(index)
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     _check_names(model)
-    return read_heads(model, intensity, regions, masks=masks).odds
+    found = read_heads(model, intensity, regions, masks=masks)
+    dice = {}
+    if found.mask_logits_LDHW is not None:
+        keys = [lesion.key for lesion in model.lesions]
+        true_LDHW = lesion_masks(arrays.lesion_bits_DHW, case.known_lesions, keys) > 0
+        dice = {
+            key: dice_at_cuts(logits_DHW, true_DHW)
+            for key, logits_DHW, true_DHW in zip(keys, found.mask_logits_LDHW, true_LDHW, strict=True)
+            if true_DHW.any()
+        }
+    return TuningCase(found.odds, dice)
 
 
 @torch.inference_mode()

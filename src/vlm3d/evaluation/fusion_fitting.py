@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.evaluation.thresholds import tune_thresholds
@@ -16,6 +18,9 @@ RIDGE = 1.0
 """Penalty on half the squared weights of standardized features, beside the sum of the cases' losses."""
 MIN_OF_EACH = 5
 """Cases with and without a finding below which nothing is fitted: the heads then speak for themselves."""
+
+MASK_CUTS: Floats = np.arange(-12, 13) / 4
+"""Logits at which a mask may be cut, from a probability of 0.05 to one of 0.95."""
 
 
 def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = RIDGE) -> Floats:
@@ -41,20 +46,50 @@ def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = 
     return np.r_[weight_F, weight[-1] - weight_F @ mean_F]
 
 
+def dice_at_cuts(mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> Floats:
+    """Dice (C,) of a mask with a truth that is not empty, cut at each of `MASK_CUTS`."""
+    cuts = torch.from_numpy(MASK_CUTS).to(mask_logits_DHW)
+    reached = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True).flatten()
+    hit = reached[torch.from_numpy(true_DHW).flatten().to(reached.device)]
+
+    def voxels_from(bins: Tensor) -> Floats:
+        counts: Floats = torch.bincount(bins, minlength=len(cuts) + 1).cpu().double().numpy()
+        return counts[::-1].cumsum()[::-1][1:]
+
+    return 2 * voxels_from(hit) / (voxels_from(reached) + len(hit))
+
+
+def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
+    """What is added to each mask's logits so that a cut at 0 has the highest mean Dice.
+
+    Args:
+        dice: Lesion key -> `dice_at_cuts` of each case that has it (N, C).
+    """
+    offsets: dict[str, float] = {}
+    for key, dice_NC in dice.items():
+        if len(dice_NC) >= MIN_OF_EACH:
+            mean_C = dice_NC.mean(axis=0)
+            best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
+            offsets[key] = -float(MASK_CUTS[best[np.argmin(np.abs(MASK_CUTS[best]))]])
+    return offsets
+
+
 def fit_fusion(
     logits: Mapping[str, Floats],
     peaks: Mapping[str, Floats],
     labels: Mapping[str, Floats],
     present: Mapping[str, Floats],
+    dice: Mapping[str, Floats],
     lesions: Sequence[Lesion],
 ) -> HeadFusion | None:
-    """Fit the diseases that masks show, and each lesion's presence with the threshold of its highest F1.
+    """Fit the diseases that masks show, each lesion's presence with the threshold of its highest F1, and its outline.
 
     Args:
         logits: Disease -> the classifier's, one a case (N,).
         peaks: Lesion key -> `mask_peaks`, (N,).
         labels: Disease -> 0, 1 or NaN, (N,).
         present: Lesion key -> whether its true mask has a voxel: 0, 1, or NaN where it is not annotated, (N,).
+        dice: As `fit_mask_offsets` takes it.
         lesions: Those of the masks.
 
     Returns:
@@ -79,7 +114,8 @@ def fit_fusion(
             ]
             drawn[key] = mix
             thresholds[key] = float(tune_thresholds(np.array([found]).T, present[key][known_N, None])[0])
-    return HeadFusion(diseases, drawn, thresholds) if diseases or drawn else None
+    offsets = fit_mask_offsets(dice)
+    return HeadFusion(diseases, drawn, thresholds, offsets) if diseases or drawn or offsets else None
 
 
 def _fit(logit_N: Floats, peaks: Mapping[str, Floats], label_N: Floats) -> Mix | None:

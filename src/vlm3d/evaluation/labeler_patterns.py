@@ -28,6 +28,7 @@ _GREW = (
     r"(?:increas\w*|enlarg\w*|larger|large|dilat\w*|big\w*|above (?:the )?normal|cardiomegal\w*|wider|grown|"
     r"prominent|over (?:the )?(?:normal|limit)\w*)"
 )
+_IS_NORMAL = r"(?:is|are|was|were) (?:of )?(?:within )?(?:the )?(?:normal|unremarkable|natural)\b"
 _LUNG = r"(?:lung|pulmon|upper lobe|lower lobe|middle lobe|fissur|lingul|centr\w*acinar|hemithora)"
 _ORGANS = (
     r"mediastin|calculus|thyroid|adrenal|schmorl|breast|liver|spleen|kidney|hepatic|isthmus|subcutan|skin|ventric|"
@@ -140,6 +141,9 @@ _RULES: tuple[FindingRule, ...] = (
                     rf"{_GREW} (?:in|of) (?:the )?(?:heart|cardio ?thora\w*|ctr|cardiac)",
                     rf"{_GREW} (?:heart|cardiac)(?: (?:size|dimension|contour))?\b(?! (?:chamber|cavit))",
                     r"increas\w* in favou?r of (?:the )?(?:heart|ctr)",
+                    # "is normal" right behind it denies it
+                    rf"(?:heart|cardiac) (?:sizes?|dimensions?|contours?)(?= {_IS_NORMAL})",
+                    rf"heart(?= {_IS_NORMAL}(?: in)? size)",
                 ),
             ),
         ),

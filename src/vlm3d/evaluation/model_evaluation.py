@@ -16,10 +16,10 @@ from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource
 from vlm3d.evaluation.case_prediction import (
     CasePrediction,
     HeadFindings,
-    HeadOdds,
     ModelRun,
-    head_odds,
+    TuningCase,
     run_heads,
+    tuning_case,
     write_reports,
 )
 from vlm3d.evaluation.collected import CollectedCases
@@ -255,15 +255,15 @@ def tune_on_store(
     drawn = "localization" not in model.untrained_tasks  # a localizer that never learned has no say
     told = []
     for done, index in enumerate(indices, start=1):
-        told.append(head_odds(model, dataset, index, masks=drawn))
+        told.append(tuning_case(model, dataset, index, masks=drawn))
         if progress is not None:
             progress(done, len(indices))
     fusion = _fitted(model, dataset, indices, told) if drawn and told else None
     predicted: dict[str, CaseFindings] = {}
     truth: dict[str, CaseFindings] = {}
-    for index, odds in zip(indices, told, strict=True):
+    for index, tuning in zip(indices, told, strict=True):
         case = dataset.cases[index]
-        probabilities = odds.probabilities(fusion)
+        probabilities = tuning.odds.probabilities(fusion)
         scores_K = np.array([probabilities[disease] for disease in DISEASE_NAMES])
         predicted[case.case_id] = CaseFindings(case.case_id, case.patient_id, scores_K)
         truth[case.case_id] = truth_of(dataset, index)
@@ -277,7 +277,7 @@ def tune_on_store(
 
 
 def _fitted(
-    model: VLM3DMultiTask, dataset: PreparedDataset, indices: Sequence[int], told: Sequence[HeadOdds]
+    model: VLM3DMultiTask, dataset: PreparedDataset, indices: Sequence[int], told: Sequence[TuningCase]
 ) -> HeadFusion | None:
     """How the heads are weighed."""
     cases = [dataset.cases[index] for index in indices]
@@ -294,9 +294,10 @@ def _fitted(
         for lesion in model.lesions
     }
     return fit_fusion(
-        {name: np.array([odds.logits[name] for odds in told]) for name in DISEASE_NAMES},
-        {key: np.array([odds.peaks[key] for odds in told]) for key in present},
+        {name: np.array([tuning.odds.logits[name] for tuning in told]) for name in DISEASE_NAMES},
+        {key: np.array([tuning.odds.peaks[key] for tuning in told]) for key in present},
         {name: labels_NK[:, k] for k, name in enumerate(DISEASE_NAMES)},
         present,
+        {key: np.array([tuning.dice[key] for tuning in told if key in tuning.dice]) for key in present},
         model.lesions,
     )

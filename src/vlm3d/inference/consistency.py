@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vlm3d.inference.contradictions import CheckedReport, check_report
-from vlm3d.inference.measured_sentences import located_sentence
+from vlm3d.inference.grounding import ground_report, lesions_showing
+from vlm3d.inference.measured_sentences import DENIALS, located_sentence, sided_line
 from vlm3d.inference.prediction import (
     DiseaseFinding,
     LesionFinding,
@@ -45,7 +46,8 @@ def consistent_report(
     * ``flag`` keeps the report and lists them.
     * ``regenerate`` writes again until a report has none, at most ``attempts`` more times, and keeps the one with the
       fewest; the earliest of several.
-    * ``repair`` takes out what contradicts and adds what is left out, in plain sentences made from the measurements.
+    * ``repair`` takes out what contradicts and adds what is left out, in plain sentences made from the measurements; see
+      `mend_report`.
 
     Args:
         write: Called with 0, 1, 2, …: the number of the attempt.
@@ -62,8 +64,8 @@ def consistent_report(
     counts = [len(check.contradictions) for check in checks]
     kept = counts.index(min(counts))
     text, checked, edits = drafts[kept].text, checks[kept], list[ReportEdit]()
-    if policy == "repair" and checked.contradictions:
-        text, edits = repair_report(text, diseases, lesions)
+    if policy == "repair":
+        text, edits = mend_report(text, diseases, lesions)
         checked = _with_origins(check_report(text, diseases, lesions), edits)
     sections = parse_report(text)
     return Report(
@@ -85,6 +87,46 @@ def consistent_report(
             text_before_repair=drafts[kept].text if edits else None,
         ),
     )
+
+
+def mend_report(
+    text: str, diseases: Sequence[DiseaseFinding], lesions: Sequence[LesionFinding]
+) -> tuple[str, list[ReportEdit]]:
+    """`repair_report`, then a denial of each finding of `DENIALS` that the report is silent on and both heads exclude.
+
+    A reader cannot tell whether what goes unsaid was looked for. Excluded is what has no piece in a mask and less than half
+    of the probability from which it is positive.
+
+    Returns:
+        As `repair_report`.
+    """
+    text, edits = repair_report(text, diseases, lesions)
+    named = {item.name for sentence in ground_report(text, diseases, lesions) for item in sentence.findings}
+    silent = [
+        disease
+        for disease in diseases
+        if disease.name in DENIALS
+        and disease.name not in named
+        and disease.probability < 0.5 * disease.threshold
+        and not lesions_showing(disease.name, lesions)
+    ]
+    if silent:
+        sections = parse_report(text)
+        added = [
+            ReportEdit(
+                action="added",
+                section="findings",
+                text=DENIALS[disease.name],
+                reason=f"Says nothing of {disease.name}; the classifier gives {disease.probability:.2f}, "
+                f"threshold {disease.threshold:.2f}",
+            )
+            for disease in silent
+        ]
+        told = [_closed(sections.findings)] if sections.findings else []
+        findings = " ".join([*told, *(edit.text for edit in added)])
+        text = format_report(findings, sections.impression, sections.recommendations)
+        edits += added
+    return text, edits
 
 
 def repair_report(
@@ -136,7 +178,7 @@ def _repaired(
     for name in sorted(wanted, key=_place_in(diseases)):
         lines: tuple[tuple[Section, str], ...] = (
             ("findings", located_sentence(name, lesions, seen.get(name, ()))),
-            ("impression", f"{name}."),
+            ("impression", sided_line(name, lesions, seen.get(name, ()))),
         )
         for section, line in lines:
             if name not in told[section]:
@@ -158,7 +200,7 @@ def _what_is_left_to_say(
         return ["None."]
     found = [disease for disease in diseases if disease.positive]
     if section == "impression":
-        return [f"{disease.name}." for disease in found] or ["No finding."]
+        return [sided_line(disease.name, lesions, disease.places) for disease in found] or ["No finding."]
     return [located_sentence(disease.name, lesions, disease.places) for disease in found] or ["No finding."]
 
 

@@ -21,6 +21,7 @@ from vlm3d.inference.prediction import (
     ToldPlace,
 )
 from vlm3d.labels import STORED_LESIONS
+from vlm3d.model.location import told_pieces
 from vlm3d.model.report_sections import HEADING_PATTERN
 
 TOUCHES_SHARE = 0.05
@@ -136,7 +137,7 @@ def agreement(
     """
     if not lesions:
         return "unmeasured"
-    pieces = [piece] if piece is not None else [c for lesion in lesions for c in lesion.components]
+    pieces = [piece] if piece is not None else [c for lesion in lesions for c in _worth_telling(lesion)]
     sides: set[str | None] = {component.side for component in pieces}
     regions = {_REGION_KEY.get(component.region, "") for component in pieces}
     all_in_lobes = all(_is_lobe(region) for region in regions)
@@ -152,6 +153,11 @@ def agreement(
     if _is_lobe(region) and region not in regions and all_in_lobes:
         return "wrong_lobe"
     return "agrees"
+
+
+def _worth_telling(lesion: LesionFinding) -> Sequence[LesionComponent]:
+    """The listed pieces but for spots in places that hold next to nothing of the lesion."""
+    return told_pieces(lesion.key, lesion.components, len(lesion.components))[0]
 
 
 def _touches(volume_ml: float, lesion: LesionFinding) -> bool:

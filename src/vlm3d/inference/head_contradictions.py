@@ -6,7 +6,7 @@ import numpy as np
 
 from vlm3d.evaluation.case_prediction import HeadFindings
 from vlm3d.evaluation.model_evaluation import MendedReport
-from vlm3d.inference.consistency import repair_report
+from vlm3d.inference.consistency import mend_report
 from vlm3d.inference.contradictions import check_report
 from vlm3d.inference.lesion_record import listed_piece, listed_places
 from vlm3d.inference.prediction import DiseaseFinding, LesionFinding, Policy
@@ -21,7 +21,7 @@ class ReportMender:
     Args:
         model: Whose reports they are.
         policy: ``"flag"`` leaves a report as it is written; ``"repair"`` is that of
-            `vlm3d.inference.consistency.repair_report`.
+            `vlm3d.inference.consistency.mend_report`.
     """
 
     def __init__(self, model: VLM3DMultiTask, policy: Policy = "repair") -> None:
@@ -32,9 +32,9 @@ class ReportMender:
         """The report that is handed out, and how often it contradicts its heads before and after."""
         diseases, lesions = diseases_of(heads), self._lesions(heads)
         written = len(check_report(text, diseases, lesions).contradictions)
-        if not written or self.policy != "repair":
+        if self.policy != "repair":
             return MendedReport(text, written, written)
-        mended, _ = repair_report(text, diseases, lesions)
+        mended, _ = mend_report(text, diseases, lesions)
         return MendedReport(mended, len(check_report(mended, diseases, lesions).contradictions), written)
 
     def _lesions(self, heads: HeadFindings) -> list[LesionFinding]:

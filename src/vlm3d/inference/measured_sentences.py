@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from vlm3d.inference.grounding import lesions_showing
 from vlm3d.inference.prediction import AttentionPlace, LesionComponent, LesionFinding
-from vlm3d.labels import DISEASE_NAMES
+from vlm3d.labels import DISEASE_NAMES, STORED_LESIONS
 from vlm3d.model.location import told_pieces
 
 _LOBE = " lobe"
+
+DENIALS: Mapping[str, str] = {
+    "Pleural effusion": "No pleural effusion.",
+    "Pericardial effusion": "No pericardial effusion.",
+    "Lymphadenopathy": "No enlarged lymph nodes.",
+    "Cardiomegaly": "The heart is of normal size.",
+    "Lung nodule": "No lung nodule.",
+    "Consolidation": "No consolidation.",
+    "Emphysema": "No emphysema.",
+    "Hiatal hernia": "No hiatal hernia.",
+    "Bronchiectasis": "No bronchiectasis.",
+}
+"""What readers expect to be told of a chest CT even where it is absent, by disease."""
 
 
 def located_sentence(
@@ -20,23 +33,37 @@ def located_sentence(
     Such as "Lung nodule of 12 mm in the right upper lobe." or "Ground-glass opacity in the left upper lobe and left lower
     lobe."; without a mask the places at which the classifier saw it, and without those the name alone.
     """
+    name, lesion = _shown(disease, lesions)
+    said = _seen(seen) if lesion is None else _SAID.get(lesion.key, _places)(lesion)
+    return f"{name} {said}".rstrip() + "."
+
+
+def sided_line(disease: str, lesions: Sequence[LesionFinding], seen: Sequence[AttentionPlace] = ()) -> str:
+    """A line of an impression: the disease and its sides, such as "Atelectasis on both sides." or "Cardiomegaly."."""
+    name, lesion = _shown(disease, lesions)
+    places: Sequence[AttentionPlace | LesionComponent] = seen
+    if lesion is not None:
+        places, _ = told_pieces(lesion.key, lesion.components)
+    sides = {place.side for place in places} & {"right", "left"}
+    where = "" if lesion is not None and lesion.key in _MIDLINE else _on(sides)
+    return f"{name} {where}".rstrip() + "."
+
+
+def _shown(disease: str, lesions: Sequence[LesionFinding]) -> tuple[str, LesionFinding | None]:
+    """What a disease is called, and the lesion that shows it: the mask knows which opacity is ground glass."""
     own = lesions_showing(disease, lesions)
     if not own:
-        return f"{disease} {_seen(seen)}".rstrip() + "."
-    lesion = own[0]
-    name = disease if lesion.name in DISEASE_NAMES else lesion.name
-    said = _SAID.get(lesion.key, _places)(lesion)
-    return f"{name} {said}." if said else f"{name}."
+        return disease, None
+    return disease if own[0].name in DISEASE_NAMES else own[0].name, own[0]
+
+
+def _on(sides: Set[str]) -> str:
+    return "on both sides" if len(sides) > 1 else f"on the {next(iter(sides))}" if sides else ""
 
 
 def _seen(places: Sequence[AttentionPlace]) -> str:
     lobes = [place.region for place in places if place.region]
-    sides = [place.side for place in places if not place.region]
-    if lobes:
-        return f"in the {_listed(lobes)}"
-    if len(set(sides)) > 1:
-        return "on both sides"
-    return f"on the {sides[0]}" if sides else ""
+    return f"in the {_listed(lobes)}" if lobes else _on({place.side for place in places})
 
 
 def _volume(lesion: LesionFinding) -> str:
@@ -44,16 +71,17 @@ def _volume(lesion: LesionFinding) -> str:
 
 
 def _sided_volume(lesion: LesionFinding) -> str:
+    told, _ = told_pieces(lesion.key, lesion.components)
     volume_ml = {
         side: sum(piece.volume_ml for piece in lesion.components if piece.side == side)
         for side in ("right", "left")
+        if any(piece.side == side for piece in told)
     }
-    sides = [side for side, ml in volume_ml.items() if ml > 0]
-    if not sides:
+    if not volume_ml:
         return _volume(lesion)
-    each = [f"about {volume_ml[side]:.0f} ml" for side in sides]
-    if len(sides) == 1:
-        return f"on the {sides[0]}, {each[0]}"
+    each = [f"about {ml:.0f} ml" for ml in volume_ml.values()]
+    if len(each) == 1:
+        return f"{_on(volume_ml.keys())}, {each[0]}"
     return f"on both sides, {each[0]} on the right and {each[1]} on the left"
 
 
@@ -71,6 +99,7 @@ def _places(lesion: LesionFinding) -> str:
     return _listed([*([f"in the {_listed(lobes)}"] if lobes else []), *filter(None, others)])
 
 
+_MIDLINE = {lesion.key for lesion in STORED_LESIONS if lesion.midline}
 _SAID = {"pericardial_effusion": _volume, "pleural_effusion": _sided_volume, "lung_nodule": _sizes}
 """By lesion key; the others tell their places."""
 

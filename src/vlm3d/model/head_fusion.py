@@ -2,16 +2,17 @@
 
 A classifier reads density and size well and misses what is small; a U-Net finds what is small and colors a little of it
 into scans that have none. A logistic regression a disease and a lesion, fitted on validation cases by ``vlm3d tune``,
-weighs the two (docs/decisions/0011).
+weighs the two (docs/decisions/0011). So is the log-odds at which a voxel belongs to a lesion.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm3d.labels import DISEASE_NAMES, IMPLIED, STORED_LESION_KEYS, Lesion
@@ -54,11 +55,13 @@ class HeadFusion:
         diseases: Disease -> its mix; others keep the classifier's probability.
         lesions: Lesion key -> the mix that tells whether a scan has it; others are always drawn.
         lesion_thresholds: Lesion key -> probability from which it is drawn.
+        mask_offsets: Lesion key -> added to the logits of its mask, so that a voxel of 0.5 is where its outline fits best.
     """
 
     diseases: Mapping[str, Mix]
     lesions: Mapping[str, Mix]
     lesion_thresholds: Mapping[str, float]
+    mask_offsets: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadFusion:
@@ -73,8 +76,10 @@ class HeadFusion:
             {name: Mix.from_json(mix) for name, mix in values["diseases"].items()},
             {key: Mix.from_json(mix) for key, mix in values["lesions"].items()},
             {key: _number(value) for key, value in values["lesion_thresholds"].items()},
+            {key: _number(value) for key, value in values.get("mask_offsets", {}).items()},
         )
         keys = {key for mix in (*fusion.diseases.values(), *fusion.lesions.values()) for key in mix.masks}
+        keys |= set(fusion.mask_offsets)
         if not (set(fusion.diseases) <= set(DISEASE_NAMES) and keys <= set(STORED_LESION_KEYS)):
             raise ValueError("a disease or a lesion is unknown")
         if set(fusion.lesions) != set(fusion.lesion_thresholds) or not set(fusion.lesions) <= set(
@@ -144,9 +149,11 @@ def drawn_probability(
     mask_logits_LDHW: Tensor, lesions: Sequence[Lesion], odds: HeadOdds, fusion: HeadFusion | None
 ) -> Tensor:
     """Probability of each voxel (L, D, H, W); 0 throughout a lesion that the scan is not thought to have."""
-    probability_LDHW = mask_logits_LDHW.float().sigmoid()
     if fusion is None:
-        return probability_LDHW
+        return mask_logits_LDHW.float().sigmoid()
+    offsets = [fusion.mask_offsets.get(lesion.key, 0.0) for lesion in lesions]
+    offset_L = torch.tensor(offsets, device=mask_logits_LDHW.device)
+    probability_LDHW = (mask_logits_LDHW + offset_L[:, None, None, None]).sigmoid_()
     presence = odds.presence(lesions, fusion)
     for lesion, probability_DHW in zip(lesions, probability_LDHW, strict=True):
         if lesion.key in presence and presence[lesion.key] < fusion.lesion_thresholds[lesion.key]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -23,11 +23,7 @@ NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
 MIN_SHARE_OF_PLACE = 0.15
-"""What is told by its lobes is told in those that hold this share of what the fullest holds."""
-
-_TOLD_BY_LOBE = frozenset(
-    lesion.key for lesion in STORED_LESIONS if lesion.lung and lesion.key != "lung_nodule"
-)
+"""What is told by its lobes or sides is told in those that hold this share of what the fullest holds."""
 
 
 class MeasuredPiece(Protocol):
@@ -48,24 +44,36 @@ class MeasuredPiece(Protocol):
 Piece = TypeVar("Piece", bound=MeasuredPiece)
 
 
+def _place_told(lesion: Lesion) -> Callable[[MeasuredPiece], tuple[str, ...]]:
+    if lesion.midline:
+        return lambda _: ()
+    return (lambda piece: (piece.side, piece.region)) if lesion.lung else (lambda piece: (piece.side,))
+
+
+_PLACE_TOLD = {lesion.key: _place_told(lesion) for lesion in STORED_LESIONS if lesion.key != "lung_nodule"}
+"""By lesion key, what pieces that are told together share."""
+
+
 def told_pieces(
     key: str, pieces: Sequence[Piece], max_pieces: int = MAX_PIECES
 ) -> tuple[Sequence[Piece], int]:
     """The pieces of a lesion that words tell, and how many more there are.
 
-    Opacities, bands and bronchi fall into many pieces, which a report tells by their lobes: the largest piece of each
-    stands for all there, the fullest lobe first, and none is counted besides.
+    Nodules are told one by one. Opacities, bands and bronchi fall into many pieces, which a report tells by their lobes,
+    and fluid by the side or, around the heart, as one: the largest piece of each place stands for all there, the fullest
+    place first, and none is counted besides.
 
     Args:
         key: Of the lesion.
         pieces: Largest first.
         max_pieces: Told at most of what is counted.
     """
-    if key not in _TOLD_BY_LOBE:
+    place_of = _PLACE_TOLD.get(key)
+    if place_of is None:
         return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
-    places: dict[tuple[str, str], list[Piece]] = {}
+    places: dict[tuple[str, ...], list[Piece]] = {}
     for piece in pieces:
-        places.setdefault((piece.side, piece.region), []).append(piece)
+        places.setdefault(place_of(piece), []).append(piece)
     total_ml = {place: sum(piece.volume_ml for piece in found) for place, found in places.items()}
     least_ml = MIN_SHARE_OF_PLACE * max(total_ml.values(), default=0.0)
     full = [

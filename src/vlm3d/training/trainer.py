@@ -404,18 +404,25 @@ class Trainer:
             self._load(model, self.folder / LAST / CHECKPOINT_FOLDER)
         elif self.request.start_from is not None:
             origin = checkpoint.locate_checkpoint(self.request.start_from)
-            self._load(model, origin)
+            self._load(model, origin, other_prompts=True)
             self.state.origin = {"fingerprint": model.fingerprint(), **checkpoint.read_training(origin)}
         model.training_status = status_of(self.train_set)
         learned = {case.regions_method or "none" for case in self.train_set.cases}
         model.learned_anatomy = tuple(sorted(learned.union((self.state.origin or {}).get("anatomy", ()))))
         return model
 
-    def _load(self, model: VLM3DMultiTask, folder: Path) -> None:
-        found = checkpoint.read_config(folder).model
+    def _load(self, model: VLM3DMultiTask, folder: Path, *, other_prompts: bool = False) -> None:
+        """Take a checkpoint's weights, if allowed under more or fewer mask prompts: these are text, not weights."""
+        found, state = checkpoint.read_config(folder).model, checkpoint.read_weights(folder)
+        count = self.config.model.localizer.num_lesion_diseases
+        if other_prompts and found.localizer.num_lesion_diseases != count:
+            found = found.model_copy(
+                update={"localizer": found.localizer.model_copy(update={"num_lesion_diseases": count})}
+            )
+            state["localizer.text_embedder.prompt_embedding"] = model.localizer.text_embedder.prompt_embedding
         if found != self.config.model:
             raise ConfigError(f"{folder} holds another model than the settings ask for")
-        model.load_checkpoint_state_dict(checkpoint.read_weights(folder))
+        model.load_checkpoint_state_dict(state)
         model.untrained_tasks = tuple(checkpoint.read_training(folder).get("untrained_tasks", ()))
 
     def _enter(self, name: str) -> None:
