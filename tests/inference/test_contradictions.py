@@ -280,6 +280,38 @@ def test_what_both_heads_exclude_is_denied_where_the_report_is_silent() -> None:
     assert mend_report(mended, diseases, lesions) == (mended, [])
 
 
+def test_what_is_said_twice_is_said_once_and_more_is_not_said_twice() -> None:
+    middle = RIGHT_UPPER | {"region": "right middle lobe", "max_diameter_mm": 9.0}
+    found = heads({"Lung nodule", "Emphysema"}, {"lung_nodule": [RIGHT_UPPER, middle]})
+    text = (
+        "Findings:\nNodule of 17 mm in the right upper lobe. Nodule of 9 mm in the right middle lobe. Moderate emphysema. "
+        "Chest CT. A 9 mm nodule lies in the right middle lobe. Emphysema.\n\n"
+        "Impression:\nNodules on the right. Emphysema. Emphysema.\n\nRecommendations:\nCT. CT."
+    )
+    mended, edits = mend_report(text, *found)
+    sections = parse_report(mended)
+    assert sections.findings.startswith(
+        "Nodule of 17 mm in the right upper lobe. Nodule of 9 mm in the right middle lobe. Moderate emphysema. Chest CT. "
+    )
+    assert sections.findings.count("odule") == 2
+    assert sections.impression == "Nodules on the right. Emphysema."
+    assert sections.recommendations == "CT. CT."
+    assert [edit.text for edit in edits if edit.action == "removed"] == [
+        "A 9 mm nodule lies in the right middle lobe.",
+        "Emphysema.",
+        "Emphysema.",
+    ]
+
+
+def test_what_only_the_impression_tells_is_described_in_the_findings() -> None:
+    found = heads({"Lung nodule"}, {"lung_nodule": [RIGHT_UPPER]})
+    found = ([d for d in found[0] if d.name == "Lung nodule"], found[1])
+    text = "Findings:\nChest CT.\n\nImpression:\nLung nodule on the right.\n\nRecommendations:\nCT."
+    mended, edits = mend_report(text, *found)
+    assert parse_report(mended).findings == "Chest CT. Lung nodule of 17 mm in the right upper lobe."
+    assert [edit.reason for edit in edits] == ["Only the impression tells of Lung nodule"]
+
+
 @pytest.mark.parametrize(("name", "sentence"), DENIALS.items())
 def test_a_denial_is_read_as_one_of_its_own_finding(name: str, sentence: str) -> None:
     labels = label_report(sentence)

@@ -13,7 +13,7 @@ import vlm3d
 from support.small_models import small_config, small_language_model, small_model, small_text_encoder
 from vlm3d import MultiTaskLoss, VLM3DMultiTask, load_config
 from vlm3d.errors import CheckpointError, OutputError
-from vlm3d.labels import LESION_KEYS
+from vlm3d.labels import LESION_KEYS, STORED_LESION_KEYS
 
 SHAPE = (8, 32, 32)
 
@@ -137,7 +137,7 @@ def test_the_tiny_size_trains_and_predicts() -> None:
         batch["segmentation_mask"],
         report_generation_config={"max_new_tokens": 6, "temperature": 0.7},
     )
-    assert list(predictions["localization"]["masks"]) == list(LESION_KEYS)
+    assert list(predictions["localization"]["masks"]) == list(STORED_LESION_KEYS)
     assert predictions["reports"][0].startswith("Findings:")
 
 

@@ -19,8 +19,8 @@ RIDGE = 1.0
 MIN_OF_EACH = 5
 """Cases with and without a finding below which nothing is fitted: the heads then speak for themselves."""
 
-MASK_CUTS: Floats = np.arange(-12, 13) / 4
-"""Logits at which a mask may be cut, from a probability of 0.05 to one of 0.95."""
+MASK_CUTS: Floats = np.arange(-16, 17) / 2
+"""Logits at which a mask may be cut."""
 
 
 def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = RIDGE) -> Floats:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from vlm3d.inference.contradictions import CheckedReport, check_report
-from vlm3d.inference.grounding import ground_report, lesions_showing
+from vlm3d.inference.grounding import ground_report, lesions_showing, tells_ground_glass
 from vlm3d.inference.measured_sentences import DENIALS, located_sentence, sided_line
 from vlm3d.inference.prediction import (
     DiseaseFinding,
@@ -18,6 +18,7 @@ from vlm3d.inference.prediction import (
     ReportSentence,
     Section,
 )
+from vlm3d.labels import IMPLIED
 from vlm3d.model.report_sections import format_report, parse_report
 
 _MISPLACED = ("wrong_side", "wrong_lobe")
@@ -92,41 +93,82 @@ def consistent_report(
 def mend_report(
     text: str, diseases: Sequence[DiseaseFinding], lesions: Sequence[LesionFinding]
 ) -> tuple[str, list[ReportEdit]]:
-    """`repair_report`, then a denial of each finding of `DENIALS` that the report is silent on and both heads exclude.
+    """`repair_report`, then what is said twice and what is left unsaid.
 
-    A reader cannot tell whether what goes unsaid was looked for. Excluded is what has no piece in a mask and less than half
-    of the probability from which it is positive.
+    A sentence that tells nothing beyond earlier ones of its section goes. A finding that only the impression tells is
+    described, with its place. One of `DENIALS` that the report is silent on and both heads exclude is denied, since a
+    reader cannot tell whether what goes unsaid was looked for: it has no piece in a mask and less than half of the
+    probability from which it is positive.
 
     Returns:
         As `repair_report`.
     """
     text, edits = repair_report(text, diseases, lesions)
-    named = {item.name for sentence in ground_report(text, diseases, lesions) for item in sentence.findings}
-    silent = [
-        disease
-        for disease in diseases
-        if disease.name in DENIALS
-        and disease.name not in named
-        and disease.probability < 0.5 * disease.threshold
-        and not lesions_showing(disease.name, lesions)
-    ]
-    if silent:
-        sections = parse_report(text)
-        added = [
-            ReportEdit(
-                action="added",
-                section="findings",
-                text=DENIALS[disease.name],
-                reason=f"Says nothing of {disease.name}; the classifier gives {disease.probability:.2f}, "
+    sentences = ground_report(text, diseases, lesions)
+    kept: dict[Section, list[str]] = {section: [] for section in _ORDER}
+    changes: list[ReportEdit] = []
+    for sentence, again in zip(sentences, _say_it_again(sentences), strict=True):
+        if again:
+            reason = "Says again what was said before"
+            changes.append(
+                ReportEdit(action="removed", section=sentence.section, text=sentence.text, reason=reason)
+            )
+        else:
+            kept[sentence.section].append(sentence.text)
+    for line, reason in _unsaid(sentences, diseases, lesions):
+        kept["findings"].append(line)
+        changes.append(ReportEdit(action="added", section="findings", text=line, reason=reason))
+    if changes:
+        text = format_report(*(" ".join(map(_closed, kept[section])) for section in _ORDER))
+    return text, edits + changes
+
+
+def _say_it_again(sentences: Sequence[ReportSentence]) -> Iterator[bool]:
+    """For each sentence, whether earlier ones of its section tell all of it: findings, places and sizes."""
+    told: dict[Section, set[tuple[object, ...]]] = {section: set() for section in _ORDER}
+    for sentence in sentences:
+        if sentence.section == "recommendations":
+            yield False
+            continue
+        facts: set[tuple[object, ...]] = set()
+        names: set[tuple[object, ...]] = set()
+        for item in sentence.findings:
+            name = (item.name, item.status, tells_ground_glass(sentence.text))
+            names.add((*name, None, None, None))
+            facts |= {(*name, place.side, place.region, place.size_mm) for place in item.places}
+        yield bool(names) and (facts or names) <= told[sentence.section]
+        told[sentence.section] |= facts | names
+
+
+def _unsaid(
+    sentences: Sequence[ReportSentence],
+    diseases: Sequence[DiseaseFinding],
+    lesions: Sequence[LesionFinding],
+) -> Iterator[tuple[str, str]]:
+    """Lines that the findings lack, with the reason for each: what is there first, then what is not."""
+    named = {item.name for sentence in sentences for item in sentence.findings}
+    told = {
+        item.name
+        for sentence in sentences
+        if sentence.section == "findings"
+        for item in sentence.findings
+        if item.affirmed
+    }
+    told |= {IMPLIED[name] for name in told & set(IMPLIED)}
+    for disease in diseases:
+        if disease.positive and disease.name in named - told:
+            line = located_sentence(disease.name, lesions, disease.places)
+            yield line, f"Only the impression tells of {disease.name}"
+    for disease in diseases:
+        excluded = disease.probability < 0.5 * disease.threshold and not lesions_showing(
+            disease.name, lesions
+        )
+        if excluded and disease.name in DENIALS and disease.name not in named:
+            yield (
+                DENIALS[disease.name],
+                f"Says nothing of {disease.name}; the classifier gives {disease.probability:.2f}, "
                 f"threshold {disease.threshold:.2f}",
             )
-            for disease in silent
-        ]
-        told = [_closed(sections.findings)] if sections.findings else []
-        findings = " ".join([*told, *(edit.text for edit in added)])
-        text = format_report(findings, sections.impression, sections.recommendations)
-        edits += added
-    return text, edits
 
 
 def repair_report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -22,8 +22,8 @@ LocationStrategy = Literal["text", "embedding", "both", "none"]
 NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
-MIN_SHARE_OF_PLACE = 0.15
-"""What is told by its lobes or sides is told in those that hold this share of what the fullest holds."""
+MIN_SHARE_OF_LOBE, MIN_SHARE_OF_SIDE = 0.3, 0.15
+"""What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds."""
 
 
 class MeasuredPiece(Protocol):
@@ -44,14 +44,16 @@ class MeasuredPiece(Protocol):
 Piece = TypeVar("Piece", bound=MeasuredPiece)
 
 
-def _place_told(lesion: Lesion) -> Callable[[MeasuredPiece], tuple[str, ...]]:
-    if lesion.midline:
-        return lambda _: ()
-    return (lambda piece: (piece.side, piece.region)) if lesion.lung else (lambda piece: (piece.side,))
+_TOLD_BY_LOBE = {lesion.key for lesion in STORED_LESIONS if lesion.lung and lesion.key != "lung_nodule"}
+_TOLD_BY_SIDE = {lesion.key for lesion in STORED_LESIONS if not lesion.lung and not lesion.midline}
+_TOLD_AS_ONE = {lesion.key for lesion in STORED_LESIONS if lesion.midline}
 
 
-_PLACE_TOLD = {lesion.key: _place_told(lesion) for lesion in STORED_LESIONS if lesion.key != "lung_nodule"}
-"""By lesion key, what pieces that are told together share."""
+def _place_told(key: str, piece: MeasuredPiece) -> tuple[str, ...]:
+    """What pieces that are told together share."""
+    if key in _TOLD_AS_ONE:
+        return ()
+    return (piece.side,) if key in _TOLD_BY_SIDE else (piece.side, piece.region)
 
 
 def told_pieces(
@@ -68,14 +70,14 @@ def told_pieces(
         pieces: Largest first.
         max_pieces: Told at most of what is counted.
     """
-    place_of = _PLACE_TOLD.get(key)
-    if place_of is None:
+    if key not in _TOLD_BY_LOBE | _TOLD_BY_SIDE | _TOLD_AS_ONE:
         return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
     places: dict[tuple[str, ...], list[Piece]] = {}
     for piece in pieces:
-        places.setdefault(place_of(piece), []).append(piece)
+        places.setdefault(_place_told(key, piece), []).append(piece)
     total_ml = {place: sum(piece.volume_ml for piece in found) for place, found in places.items()}
-    least_ml = MIN_SHARE_OF_PLACE * max(total_ml.values(), default=0.0)
+    share = MIN_SHARE_OF_LOBE if key in _TOLD_BY_LOBE else MIN_SHARE_OF_SIDE
+    least_ml = share * max(total_ml.values(), default=0.0)
     full = [
         place for place in sorted(places, key=lambda place: -total_ml[place]) if total_ml[place] >= least_ml
     ]
