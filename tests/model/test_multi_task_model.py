@@ -311,6 +311,10 @@ def test_frozen_weights_are_not_in_the_checkpoint(saved: tuple[VLM3DMultiTask, P
     assert any("lora_A" in name for name in names)
 
 
+def test_all_files_of_a_checkpoint_may_be_read_by_others(saved: tuple[VLM3DMultiTask, Path]) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in saved[1].iterdir())
+
+
 @pytest.mark.parametrize(
     "name", ["vision_encoder.global_token", "classifier.bias", "report_generator.projector.queries"]
 )

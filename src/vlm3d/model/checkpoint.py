@@ -79,6 +79,7 @@ def write_checkpoint(
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:
             save_file(tensors, fresh / WEIGHTS_FILE)
+            (fresh / WEIGHTS_FILE).chmod(0o644)  # safetensors writes for the owner alone
         except SafetensorError as error:
             raise OSError(str(error).splitlines()[0]) from error
 
