@@ -51,6 +51,8 @@ def _options(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    if not verbose:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that nothing here calls
 
 
 @app.command()
