@@ -285,15 +285,16 @@ def test_what_is_said_twice_is_said_once_and_more_is_not_said_twice() -> None:
     found = heads({"Lung nodule", "Emphysema"}, {"lung_nodule": [RIGHT_UPPER, middle]})
     text = (
         "Findings:\nNodule of 17 mm in the right upper lobe. Nodule of 9 mm in the right middle lobe. Moderate emphysema. "
-        "Chest CT. A 9 mm nodule lies in the right middle lobe. Emphysema.\n\n"
+        "Chest CT. A 9 mm nodule lies in the right middle lobe. Emphysema. The nodule of 9 mm is spiculated.\n\n"
         "Impression:\nNodules on the right. Emphysema. Emphysema.\n\nRecommendations:\nCT. CT."
     )
     mended, edits = mend_report(text, *found)
     sections = parse_report(mended)
     assert sections.findings.startswith(
         "Nodule of 17 mm in the right upper lobe. Nodule of 9 mm in the right middle lobe. Moderate emphysema. Chest CT. "
+        "The nodule of 9 mm is spiculated. "
     )
-    assert sections.findings.count("odule") == 2
+    assert sections.findings.count("odule") == 3
     assert sections.impression == "Nodules on the right. Emphysema."
     assert sections.recommendations == "CT. CT."
     assert [edit.text for edit in edits if edit.action == "removed"] == [

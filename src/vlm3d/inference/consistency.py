@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from vlm3d.model.report_sections import format_report, parse_report
 
 _MISPLACED = ("wrong_side", "wrong_lobe")
 _ROUNDS = 3
+_WITHOUT_NEWS = frozenset({"a", "an", "the", "is", "are", "in", "of", "on", "there", "seen", "lies", "prese"})
 _ORDER: tuple[Section, ...] = ("findings", "impression", "recommendations")
 
 
@@ -95,10 +97,10 @@ def mend_report(
 ) -> tuple[str, list[ReportEdit]]:
     """`repair_report`, then what is said twice and what is left unsaid.
 
-    A sentence that tells nothing beyond earlier ones of its section goes. A finding that only the impression tells is
-    described, with its place. One of `DENIALS` that the report is silent on and both heads exclude is denied, since a
-    reader cannot tell whether what goes unsaid was looked for: it has no piece in a mask and less than half of the
-    probability from which it is positive.
+    A sentence that tells nothing and has no word beyond earlier ones of its section goes. A finding that only the
+    impression tells is described, with its place. One of `DENIALS` that the report is silent on and both heads exclude is
+    denied, since a reader cannot tell whether what goes unsaid was looked for: it has no piece in a mask and less than half
+    of the probability from which it is positive.
 
     Returns:
         As `repair_report`.
@@ -124,8 +126,9 @@ def mend_report(
 
 
 def _say_it_again(sentences: Sequence[ReportSentence]) -> Iterator[bool]:
-    """For each sentence, whether earlier ones of its section tell all of it: findings, places and sizes."""
+    """For each sentence, whether earlier ones of its section tell all of it: findings, places, sizes, and its words."""
     told: dict[Section, set[tuple[object, ...]]] = {section: set() for section in _ORDER}
+    said: dict[Section, set[str]] = {section: set() for section in _ORDER}
     for sentence in sentences:
         if sentence.section == "recommendations":
             yield False
@@ -136,8 +139,12 @@ def _say_it_again(sentences: Sequence[ReportSentence]) -> Iterator[bool]:
             name = (item.name, item.status, tells_ground_glass(sentence.text))
             names.add((*name, None, None, None))
             facts |= {(*name, place.side, place.region, place.size_mm) for place in item.places}
-        yield bool(names) and (facts or names) <= told[sentence.section]
+        # "spiculated" is no fact that is linked, and yet it is news; "opacities" after "opacity" is none
+        words = {word[:5] for word in re.findall(r"\w+", sentence.text.lower())} - _WITHOUT_NEWS
+        known = words <= said[sentence.section] and (facts or names) <= told[sentence.section]
+        yield bool(names) and known
         told[sentence.section] |= facts | names
+        said[sentence.section] |= words
 
 
 def _unsaid(
