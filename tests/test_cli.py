@@ -18,7 +18,7 @@ from vlm3d import cli
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.inference.pipeline import Pipeline
 from vlm3d.inference.prediction import Prediction
-from vlm3d.labels import STORED_LESION_KEYS
+from vlm3d.labels import LESION_KEYS
 
 FAST = ("--no-report", "--anatomy", "none")
 
@@ -189,4 +189,4 @@ def test_phantom_and_series_and_version(run, tmp_path: Path) -> None:
 def test_outputs_carry_every_lesion(run, scan: Path, tmp_path: Path) -> None:
     run("predict", scan, "-o", tmp_path / "out", *FAST)
     masks = sorted(path.name for path in (tmp_path / "out" / "masks").iterdir())
-    assert masks == sorted(f"{key}.nii.gz" for key in STORED_LESION_KEYS)
+    assert masks == sorted(f"{key}.nii.gz" for key in LESION_KEYS)
