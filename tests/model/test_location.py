@@ -77,6 +77,18 @@ def test_what_falls_into_pieces_is_told_once_a_place_and_where_there_is_enough_o
     assert told_pieces(key, []) == ([], 0)
 
 
+def test_fluid_is_told_by_its_side_and_around_the_heart_as_one() -> None:
+    pieces = [Piece(volume_ml=400.0), Piece(region="ribs", volume_ml=3.0), Piece(side="left", volume_ml=4.0)]
+    assert told_pieces("pleural_effusion", pieces) == (pieces[:1], 0)
+    assert told_pieces("pericardial_effusion", pieces) == (pieces[:1], 0)
+
+
+@pytest.mark.parametrize("key", ["pleural_effusion", "consolidation"])
+def test_what_is_large_is_told_however_much_there_is_elsewhere(key: str) -> None:
+    pieces = [Piece(volume_ml=400.0), Piece(side="left", region="left lower lobe", volume_ml=12.0)]
+    assert told_pieces(key, pieces) == (pieces, 0)
+
+
 def test_masks_are_measured_into_words() -> None:
     injector = LesionLocationInjector("text", 8, 8)
     assert list(injector.parameters()) == []

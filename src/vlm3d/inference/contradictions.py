@@ -4,7 +4,7 @@
 |---|---|
 | ``unsupported`` | affirms a finding that neither reaches its threshold nor shows in a mask |
 | ``denied`` | denies a finding that reaches its threshold or shows in its lesion's mask |
-| ``wrong_side``, ``wrong_lobe`` | places a finding where its mask, or else the classifier's gaze, has nothing |
+| ``wrong_side``, ``wrong_lobe`` | places a finding where its mask, or else the classifier's gaze, has next to nothing |
 | ``called_normal`` | calls the whole chest normal although a finding reaches its threshold |
 | ``not_mentioned`` | does not name a finding that reaches its threshold |
 
@@ -120,7 +120,11 @@ def _against_affirmed(item: SentenceFinding, index: int) -> Iterator[Contradicti
         message = f"Affirms {item.name}; the classifier gives {_number(item)} and no mask shows it"
         yield Contradiction(kind="unsupported", finding=item.name, sentence=index, message=message)
         return
-    against = "its mask shows nothing there" if item.in_mask else "the classifier looked elsewhere"
+    against = (
+        "its mask shows next to nothing there"
+        if item.in_mask
+        else "the classifier looked elsewhere"
+    )
     told: set[str] = set()
     for place in item.places:
         if place.agreement == "wrong_side" or place.agreement == "wrong_lobe":

@@ -23,7 +23,9 @@ NO_FINDING_TEXT = "no abnormal finding"
 MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
 MIN_SHARE_OF_LOBE, MIN_SHARE_OF_SIDE = 0.3, 0.15
-"""What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds."""
+"""What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds, or"""
+TOLD_FROM_ML = 10.0
+"""this much: what a reader would miss is told however much there is elsewhere."""
 
 
 class MeasuredPiece(Protocol):
@@ -44,16 +46,14 @@ class MeasuredPiece(Protocol):
 Piece = TypeVar("Piece", bound=MeasuredPiece)
 
 
-_TOLD_BY_LOBE = {lesion.key for lesion in STORED_LESIONS if lesion.lung and lesion.key != "lung_nodule"}
-_TOLD_BY_SIDE = {lesion.key for lesion in STORED_LESIONS if not lesion.lung and not lesion.midline}
-_TOLD_AS_ONE = {lesion.key for lesion in STORED_LESIONS if lesion.midline}
+_TOLD_BY_PLACE = {lesion.key: lesion for lesion in STORED_LESIONS if lesion.key != "lung_nodule"}
 
 
-def _place_told(key: str, piece: MeasuredPiece) -> tuple[str, ...]:
+def _place_told(lesion: Lesion, piece: MeasuredPiece) -> tuple[str, ...]:
     """What pieces that are told together share."""
-    if key in _TOLD_AS_ONE:
+    if lesion.midline:
         return ()
-    return (piece.side,) if key in _TOLD_BY_SIDE else (piece.side, piece.region)
+    return (piece.side, piece.region) if lesion.lung else (piece.side,)
 
 
 def told_pieces(
@@ -70,14 +70,15 @@ def told_pieces(
         pieces: Largest first.
         max_pieces: Told at most of what is counted.
     """
-    if key not in _TOLD_BY_LOBE | _TOLD_BY_SIDE | _TOLD_AS_ONE:
+    lesion = _TOLD_BY_PLACE.get(key)
+    if lesion is None:
         return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
     places: dict[tuple[str, ...], list[Piece]] = {}
     for piece in pieces:
-        places.setdefault(_place_told(key, piece), []).append(piece)
+        places.setdefault(_place_told(lesion, piece), []).append(piece)
     total_ml = {place: sum(piece.volume_ml for piece in found) for place, found in places.items()}
-    share = MIN_SHARE_OF_LOBE if key in _TOLD_BY_LOBE else MIN_SHARE_OF_SIDE
-    least_ml = share * max(total_ml.values(), default=0.0)
+    share = MIN_SHARE_OF_LOBE if lesion.lung else MIN_SHARE_OF_SIDE
+    least_ml = min(share * max(total_ml.values(), default=0.0), TOLD_FROM_ML)
     full = [
         place for place in sorted(places, key=lambda place: -total_ml[place]) if total_ml[place] >= least_ml
     ]
