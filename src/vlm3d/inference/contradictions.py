@@ -120,11 +120,7 @@ def _against_affirmed(item: SentenceFinding, index: int) -> Iterator[Contradicti
         message = f"Affirms {item.name}; the classifier gives {_number(item)} and no mask shows it"
         yield Contradiction(kind="unsupported", finding=item.name, sentence=index, message=message)
         return
-    against = (
-        "its mask shows next to nothing there"
-        if item.in_mask
-        else "the classifier looked elsewhere"
-    )
+    against = "its mask shows next to nothing there" if item.in_mask else "the classifier looked elsewhere"
     told: set[str] = set()
     for place in item.places:
         if place.agreement == "wrong_side" or place.agreement == "wrong_lobe":
