@@ -70,7 +70,7 @@ def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
         if len(dice_NC) >= MIN_OF_EACH:
             mean_C = dice_NC.mean(axis=0)
             best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
-            offsets[key] = -float(MASK_CUTS[best[np.argmin(np.abs(MASK_CUTS[best]))]])
+            offsets[key] = 0.0 - float(MASK_CUTS[best[np.argmin(np.abs(MASK_CUTS[best]))]])
     return offsets
 
 

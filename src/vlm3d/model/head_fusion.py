@@ -2,7 +2,7 @@
 
 A classifier reads density and size well and misses what is small; a U-Net finds what is small and colors a little of it
 into scans that have none. A logistic regression a disease and a lesion, fitted on validation cases by ``vlm3d tune``,
-weighs the two (docs/decisions/0011). So is the log-odds at which a voxel belongs to a lesion.
+weighs the two, and each mask is cut where its outline fits best there (docs/decisions/0011).
 """
 
 from __future__ import annotations
