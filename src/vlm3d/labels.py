@@ -6,6 +6,15 @@ The diseases are CT-RATE's, in CT-RATE's order and spelling, which the VLM3D cha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Organ = Literal["devices", "heart", "vessels", "mediastinum", "pleura", "lungs"]
+
+READING_ORDERS: tuple[tuple[Organ, ...], ...] = (
+    ("devices", "heart", "vessels", "mediastinum", "pleura", "lungs"),
+    ("lungs", "pleura", "mediastinum", "heart", "vessels", "devices"),
+)
+"""In which readers go through a chest: the middle first, as most of CT-RATE's reports do, or the lungs first."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +25,15 @@ class Disease:
         name: CT-RATE's spelling, used in every file.
         prompt: What it looks like; empty for a label that is only numbered.
         sided: Where no mask shows it, words place it by its side of the body.
+        diffuse: It fills lungs, so that words place it by the lungs in which it is seen.
+        organ: Where a reader looks for it, see `READING_ORDERS`.
     """
 
     name: str
     prompt: str
     sided: bool = False
+    diffuse: bool = False
+    organ: Organ = "lungs"
 
     @property
     def sentence(self) -> str:
@@ -58,15 +71,33 @@ DISEASES: tuple[Disease, ...] = (
         "Medical material",
         "Medical device or foreign material in the chest: port, pacemaker, stent, clip, tube or valve.",
         sided=True,
+        organ="devices",
     ),
-    Disease("Arterial wall calcification", "Calcified plaque in the wall of the aorta or its branches."),
-    Disease("Cardiomegaly", "Enlarged heart with an increased cardiothoracic ratio."),
-    Disease("Pericardial effusion", "Fluid in the pericardial sac around the heart."),
-    Disease("Coronary artery wall calcification", "Calcified plaque along the coronary arteries."),
-    Disease("Hiatal hernia", "Part of the stomach above the diaphragm through the esophageal hiatus."),
-    Disease("Lymphadenopathy", "Enlarged lymph nodes of the mediastinum, hila or axillae.", sided=True),
     Disease(
-        "Emphysema", "Destroyed alveoli: low-attenuation areas without walls, mostly in the upper lobes."
+        "Arterial wall calcification",
+        "Calcified plaque in the wall of the aorta or its branches.",
+        organ="vessels",
+    ),
+    Disease("Cardiomegaly", "Enlarged heart with an increased cardiothoracic ratio.", organ="heart"),
+    Disease("Pericardial effusion", "Fluid in the pericardial sac around the heart.", organ="heart"),
+    Disease(
+        "Coronary artery wall calcification", "Calcified plaque along the coronary arteries.", organ="heart"
+    ),
+    Disease(
+        "Hiatal hernia",
+        "Part of the stomach above the diaphragm through the esophageal hiatus.",
+        organ="mediastinum",
+    ),
+    Disease(
+        "Lymphadenopathy",
+        "Enlarged lymph nodes of the mediastinum, hila or axillae.",
+        sided=True,
+        organ="mediastinum",
+    ),
+    Disease(
+        "Emphysema",
+        "Destroyed alveoli: low-attenuation areas without walls, mostly in the upper lobes.",
+        diffuse=True,
     ),
     Disease("Atelectasis", "Collapsed lung with volume loss, as bands, plates or a whole lobe."),
     Disease("Lung nodule", "Rounded opacity of up to 30 mm within the lung."),
@@ -75,18 +106,29 @@ DISEASES: tuple[Disease, ...] = (
         "Pulmonary fibrotic sequela",
         "Scar of past disease: fibrotic bands, pleuroparenchymal streaks, distortion.",
     ),
-    Disease("Pleural effusion", "Fluid in the dependent pleural space.", sided=True),
-    Disease("Mosaic attenuation pattern", "Patchwork of lobules with lower and higher lung attenuation."),
-    Disease("Peribronchial thickening", "Thickened bronchial walls."),
+    Disease("Pleural effusion", "Fluid in the dependent pleural space.", sided=True, organ="pleura"),
+    Disease(
+        "Mosaic attenuation pattern",
+        "Patchwork of lobules with lower and higher lung attenuation.",
+        diffuse=True,
+    ),
+    Disease("Peribronchial thickening", "Thickened bronchial walls.", diffuse=True),
     Disease("Consolidation", "Airless lung that hides its vessels, often with air bronchograms."),
     Disease("Bronchiectasis", "Permanently widened bronchi, larger than the artery beside them."),
-    Disease("Interlobular septal thickening", "Thickened septa between the secondary pulmonary lobules."),
+    Disease(
+        "Interlobular septal thickening",
+        "Thickened septa between the secondary pulmonary lobules.",
+        diffuse=True,
+    ),
 )
 
 IMPLIED: dict[str, str] = {"Consolidation": "Lung opacity"}
 """A finding that another one always is: consolidated lung is opaque lung."""
 
 DISEASE_NAMES: tuple[str, ...] = tuple(disease.name for disease in DISEASES)
+
+ORGAN_OF: dict[str, Organ] = {disease.name: disease.organ for disease in DISEASES}
+"""By the name of the disease."""
 
 MIN_LESION_ML = 0.05
 """Smaller pieces of a drawn lesion are taken for noise: 4 voxels of 3 x 2 x 2 mm, a ball of 4.6 mm."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import nibabel as nib
@@ -14,11 +16,12 @@ import pytest
 from support.phantoms import COARSE_MM, coarse_phantom
 from vlm3d.anatomy.regions import LEFT_LUNG_IDS, LUNG_IDS, REGION_BY_ID, REGION_IDS, RIGHT_LUNG_IDS
 from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom
-from vlm3d.datasets.phantom.reports import _NEGATIVES
+from vlm3d.datasets.phantom.reports import _NEGATIVES, write_report
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.errors import OutputError
+from vlm3d.evaluation.labeler import mentions
 from vlm3d.io import read_mask, read_volume
-from vlm3d.labels import DISEASE_NAMES, STORED_LESION_KEYS, STORED_LESIONS
+from vlm3d.labels import DISEASE_NAMES, ORGAN_OF, READING_ORDERS, STORED_LESION_KEYS, STORED_LESIONS
 
 WORDS = {
     "Medical material": "medical material",
@@ -108,6 +111,26 @@ def test_no_report_denies_what_is_there_or_names_what_is_not() -> None:
                 continue  # their words serve for other findings, too
             forms = words if isinstance(words, tuple) else (words,)
             assert any(form in said.lower() for form in forms) == (name in found), (seed, name, said)
+
+
+def test_findings_are_told_organ_by_organ_and_the_impression_by_urgency() -> None:
+    truth = generate_phantom(3, spacing_mm=(6.0, 4.0, 4.0), findings=dict.fromkeys(DISEASE_NAMES, 0.7)).truth
+    orders = set()
+    for seed in range(12):
+        report = write_report(truth, rng=np.random.default_rng(seed))
+        told = sorted(mentions(report.findings), key=lambda mention: mention.sentence.start + mention.start)
+        organs = [ORGAN_OF[mention.rule.name] for mention in told]
+        order = tuple(organ for organ, _ in groupby(organs))
+        assert len(set(order)) == len(order), "no organ is told twice"
+        orders.add(order)
+        assert report.impression.startswith("Pericardial effusion. Pleural effusion"), report.impression
+        assert "contrast" not in report.text
+        for sentence in report.findings.split(". "):
+            if re.search(r"\d", sentence):
+                assert re.search("effusion|nodule|consolidation|on the (right|left)", sentence.lower()), (
+                    sentence
+                )
+    assert orders == set(READING_ORDERS)
 
 
 def test_no_findings_means_a_normal_report() -> None:

@@ -250,6 +250,19 @@ def test_what_was_denied_is_said_in_its_place() -> None:
     assert sections.impression == "Pleural effusion."
 
 
+def test_what_repair_says_stands_where_a_reader_looks_for_it() -> None:
+    found = heads({"Pericardial effusion", "Emphysema", "Hiatal hernia"})
+    text = (
+        "Findings:\nThe heart is of normal size. No pericardial effusion. No pleural effusion. No lung nodule. "
+        "Consolidation on the left.\n\nImpression:\nHiatal hernia. Consolidation.\n\nRecommendations:\nNone."
+    )
+    sections = parse_report(repair_report(text, *found)[0])
+    assert sections.findings == (
+        "The heart is of normal size. Pericardial effusion. No pleural effusion. No lung nodule. Emphysema."
+    )
+    assert sections.impression == "Hiatal hernia. Pericardial effusion. Emphysema."
+
+
 def test_a_consistent_report_is_not_touched() -> None:
     text = "Findings:\n  Emphysema.\n\n\nImpression: Emphysema"
     assert repair_report(text, *heads({"Emphysema"})) == (text, [])
@@ -263,8 +276,8 @@ def test_what_both_heads_exclude_is_denied_where_the_report_is_silent() -> None:
     mended, edits = mend_report(text, diseases, lesions)
     sections = parse_report(mended)
     assert sections.findings == (
-        "Emphysema. No pleural effusion. The heart is of normal size. No pericardial effusion. No enlarged lymph nodes. "
-        "No consolidation. No bronchiectasis."
+        "Emphysema. No consolidation. No bronchiectasis. No pleural effusion. The heart is of normal size. "
+        "No pericardial effusion. No enlarged lymph nodes."
     )
     assert (sections.impression, sections.recommendations) == ("Emphysema.", "None.")
     assert [edit.text for edit in edits] == [
@@ -375,4 +388,4 @@ def test_a_sentence_from_measurements_agrees_with_them(piece: dict, lesion: obje
 def test_sentences_of_every_finding_are_read_as_their_own() -> None:
     for name in DISEASE_NAMES:
         assert label_report(located_sentence(name, [])).present == [name]
-    assert write_report([], contrast=False, rng=np.random.default_rng(0)).text
+    assert write_report([], rng=np.random.default_rng(0)).text

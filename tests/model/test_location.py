@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -85,8 +85,10 @@ def test_fluid_is_told_by_its_side_and_around_the_heart_as_one() -> None:
 
 @pytest.mark.parametrize("key", ["pleural_effusion", "consolidation"])
 def test_what_is_large_is_told_however_much_there_is_elsewhere(key: str) -> None:
-    pieces = [Piece(volume_ml=400.0), Piece(side="left", region="left lower lobe", volume_ml=12.0)]
+    pieces = [Piece(volume_ml=600.0), Piece(side="left", region="left lower lobe", volume_ml=51.0)]
     assert told_pieces(key, pieces) == (pieces, 0)
+    small = [pieces[0], replace(pieces[1], volume_ml=49.0)]
+    assert told_pieces(key, small) == (small[:1], 0)
 
 
 def test_masks_are_measured_into_words() -> None:

@@ -67,6 +67,20 @@ def test_nodes_and_devices_are_told_by_their_sides() -> None:
     assert [place.side for place in seen_places("Atelectasis", both, None)] == ["right", "left"]
 
 
+def test_what_fills_lungs_is_told_by_the_lungs_that_are_looked_at() -> None:
+    weight = looked(
+        (3, 0, 1, 0.5), (2, 0, 1, 0.4), (3, 0, 7, 0.2), (1, 1, 4, 0.9)
+    )  # the last lies between the lungs
+    assert [place.words for place in seen_places("Emphysema", weight, lungs())] == ["right", "left"]
+    weight[3, 0, 7] = 0.1
+    assert [place.words for place in seen_places("Emphysema", weight, lungs())] == ["right"]
+    assert [place.words for place in seen_places("Emphysema", weight[:, :, ::-1], lungs())] == ["left"]
+    assert [place.words for place in seen_places("Mosaic attenuation pattern", weight > 0, None)] == [
+        "right",
+        "left",
+    ]
+
+
 def test_what_has_no_place_is_told_none() -> None:
     assert seen_places("Cardiomegaly", looked((0, 0, 0, 1.0)), lungs()) == []
     assert seen_places("Atelectasis", np.zeros(GRID, bool), lungs()) == []

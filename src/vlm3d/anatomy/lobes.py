@@ -1,35 +1,38 @@
-"""Lobes by fissure planes placed from each lung's own height and depth: an estimate, since fissures are not searched."""
+"""A lung divided into its lobes by its fissures."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from vlm3d.anatomy.fissures import Fissures
 from vlm3d.anatomy.grid import Mask
 from vlm3d.anatomy.regions import REGION_IDS
 
-# Height of the oblique fissure, as a share of the lung's height: at its front and at its back.
-OBLIQUE_RIGHT, OBLIQUE_LEFT = (0.02, 0.80), (-0.02, 0.82)
-HORIZONTAL = 0.50
 
-
-def divide_lung(lung_DHW: Mask, side: str, lung_ids_DHW: np.ndarray) -> None:
+def divide_lung(lung_DHW: Mask, side: str, fissures: Fissures, lung_ids_DHW: np.ndarray) -> None:
     """Write the ids of a lung's lobes into an array of region ids.
 
     Args:
-        lung_DHW: One lung.
+        lung_DHW: One lung, on any grid.
         side: ``"right"`` or ``"left"``.
+        fissures: Of that lung.
         lung_ids_DHW: uint8 ids on the same grid, changed in place.
     """
     if not lung_DHW.any():
         return
-    levels = np.nonzero(lung_DHW.any((1, 2)))[0]
-    rows = np.nonzero(lung_DHW.any((0, 2)))[0]
-    height = (np.arange(lung_DHW.shape[0]) - levels[0] + 0.5) / (levels[-1] - levels[0] + 1)
-    depth = (np.arange(lung_DHW.shape[1]) - rows[0] + 0.5) / (rows[-1] - rows[0] + 1)
-    front, back = OBLIQUE_RIGHT if side == "right" else OBLIQUE_LEFT
-    below_oblique = height[:, None, None] < front + (back - front) * depth[None, :, None]
+    height = _shares(lung_DHW.any(axis=(1, 2)))[:, None, None]
+    depth = _shares(lung_DHW.any(axis=(0, 2)))[:, None]
+    across = _shares(lung_DHW.any(axis=(0, 1)))
+    below_oblique = height < fissures.oblique.height(depth, across)
     ids = np.where(below_oblique, REGION_IDS[f"{side}_lower_lobe"], REGION_IDS[f"{side}_upper_lobe"])
-    if side == "right":
-        middle = ~below_oblique & (height < HORIZONTAL)[:, None, None]
-        ids = np.where(middle, REGION_IDS["right_middle_lobe"], ids)
+    if fissures.horizontal is not None:
+        middle = ~below_oblique & (height < fissures.horizontal.height(depth, across))
+        ids = np.where(middle, REGION_IDS[f"{side}_middle_lobe"], ids)
     np.copyto(lung_ids_DHW, ids.astype(np.uint8), where=lung_DHW)
+
+
+def _shares(filled: np.ndarray) -> np.ndarray:
+    """Where each index lies between the first (0) and the last (1) one that is filled."""
+    places = np.flatnonzero(filled)
+    shares: np.ndarray = (np.arange(len(filled)) - places[0] + 0.5) / (places[-1] - places[0] + 1)
+    return shares

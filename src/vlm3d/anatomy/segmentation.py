@@ -7,6 +7,7 @@ an estimate is told in docs/decisions/0002-classical-anatomy.md.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from vlm3d.anatomy.airways import Airways, find_airways
 from vlm3d.anatomy.body import Body, find_body
 from vlm3d.anatomy.bones import find_other_bones
 from vlm3d.anatomy.cavity import find_cavity, hull_slices
+from vlm3d.anatomy.fissures import Fissures, find_fissures
 from vlm3d.anatomy.grid import Box, Mask, WorkGrid, to_work_grid
 from vlm3d.anatomy.lobes import divide_lung
 from vlm3d.anatomy.lungs import Lungs, find_lungs, lung_levels, refine_lungs
@@ -66,14 +68,23 @@ def segment_anatomy(volume: Volume) -> RegionMap:
         coarse = np.where(body.mask_DHW, REGION_IDS["body_wall"], 0).astype(np.uint8)
         return RegionMap(grid.labels_to_full(coarse), volume.affine, METHOD)
     spine = find_spine(volume, grid, body, lungs)
-    coarse = _coarse_regions(grid, body, lungs, airways, spine)
+    fissures = {
+        side: find_fissures(grid.hu_DHW, lung, side, grid.step_mm)
+        for side, lung in (("right", lungs.right_DHW), ("left", lungs.left_DHW))
+    }
+    coarse = _coarse_regions(grid, body, lungs, fissures, airways, spine)
     labels_DHW = grid.labels_to_full(coarse)
-    _redraw_edges(labels_DHW, volume, grid, lungs, airways, spine)
+    _redraw_edges(labels_DHW, volume, grid, lungs, fissures, airways, spine)
     return RegionMap(labels_DHW, volume.affine, METHOD)
 
 
 def _coarse_regions(
-    grid: WorkGrid, body: Body, lungs: Lungs, airways: Airways, spine: Spine | None
+    grid: WorkGrid,
+    body: Body,
+    lungs: Lungs,
+    fissures: Mapping[str, Fissures],
+    airways: Airways,
+    spine: Spine | None,
 ) -> NDArray[np.uint8]:
     """All regions on the coarse grid; a later one covers an earlier one."""
     frame = _frame(grid, body, lungs, airways, spine)
@@ -111,7 +122,7 @@ def _coarse_regions(
     paint(ribs, "ribs")
     paint(girdle, "sternum_shoulder_girdle")
     for side, lung in (("right", lungs.right_DHW), ("left", lungs.left_DHW)):
-        divide_lung(lung, side, ids)
+        divide_lung(lung, side, fissures[side], ids)
     paint(find_hilar_vessels(grid, lungs, airways.mask_DHW), "pulmonary_vessels")
     paint(airways.mask_DHW, "airways")
     paint(column, "spine")
@@ -143,6 +154,7 @@ def _redraw_edges(
     volume: Volume,
     grid: WorkGrid,
     lungs: Lungs,
+    fissures: Mapping[str, Fissures],
     airways: Airways,
     spine: Spine | None,
 ) -> None:
@@ -155,7 +167,7 @@ def _redraw_edges(
             continue
         own = (REGION_IDS[f"{side}_pleural_space"], *(i for i in LUNG_IDS))
         lobes = np.zeros(mask.shape, np.uint8)
-        divide_lung(mask, side, lobes)
+        divide_lung(mask, side, fissures[side], lobes)
         view = labels_DHW[box]
         stale = is_lung[view] & ~mask & _of_side(view, side)
         view[stale] = own[0]

@@ -232,7 +232,7 @@ def _recommendations(present: Sequence[str], pieces: Mapping[str, Sequence[Compo
     ]
     told = {item.finding for item in truth}
     truth += [_as_truth(name, None, None) for name in present if name not in told]
-    return write_report(truth, contrast=False, rng=rng).recommendations
+    return write_report(truth, rng=rng).recommendations
 
 
 def _as_truth(disease: str, key: str | None, piece: Component | None) -> FindingTruth:

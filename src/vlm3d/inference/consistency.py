@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from vlm3d.inference.contradictions import CheckedReport, check_report
@@ -19,7 +20,7 @@ from vlm3d.inference.prediction import (
     ReportSentence,
     Section,
 )
-from vlm3d.labels import IMPLIED
+from vlm3d.labels import IMPLIED, ORGAN_OF
 from vlm3d.model.report_sections import format_report, parse_report
 
 _MISPLACED = ("wrong_side", "wrong_lobe")
@@ -107,7 +108,7 @@ def mend_report(
     """
     text, edits = repair_report(text, diseases, lesions)
     sentences = ground_report(text, diseases, lesions)
-    kept: dict[Section, list[str]] = {section: [] for section in _ORDER}
+    draft = _Draft()
     changes: list[ReportEdit] = []
     for sentence, again in zip(sentences, _say_it_again(sentences), strict=True):
         if again:
@@ -116,13 +117,11 @@ def mend_report(
                 ReportEdit(action="removed", section=sentence.section, text=sentence.text, reason=reason)
             )
         else:
-            kept[sentence.section].append(sentence.text)
-    for line, reason in _unsaid(sentences, diseases, lesions):
-        kept["findings"].append(line)
+            draft.keep(sentence)
+    for name, line, reason in _unsaid(sentences, diseases, lesions):
+        draft.add("findings", name, line)
         changes.append(ReportEdit(action="added", section="findings", text=line, reason=reason))
-    if changes:
-        text = format_report(*(" ".join(map(_closed, kept[section])) for section in _ORDER))
-    return text, edits + changes
+    return draft.text if changes else text, edits + changes
 
 
 def _say_it_again(sentences: Sequence[ReportSentence]) -> Iterator[bool]:
@@ -151,8 +150,8 @@ def _unsaid(
     sentences: Sequence[ReportSentence],
     diseases: Sequence[DiseaseFinding],
     lesions: Sequence[LesionFinding],
-) -> Iterator[tuple[str, str]]:
-    """Lines that the findings lack, with the reason for each: what is there first, then what is not."""
+) -> Iterator[tuple[str, str, str]]:
+    """Lines that the findings lack, with name and reason of each: what is there first, then what is not."""
     named = {item.name for sentence in sentences for item in sentence.findings}
     told = {
         item.name
@@ -165,13 +164,14 @@ def _unsaid(
     for disease in diseases:
         if disease.positive and disease.name in named - told:
             line = located_sentence(disease.name, lesions, disease.places)
-            yield line, f"Only the impression tells of {disease.name}"
+            yield disease.name, line, f"Only the impression tells of {disease.name}"
     for disease in diseases:
         excluded = disease.probability < 0.5 * disease.threshold and not lesions_showing(
             disease.name, lesions
         )
         if excluded and disease.name in DENIALS and disease.name not in named:
             yield (
+                disease.name,
                 DENIALS[disease.name],
                 f"Says nothing of {disease.name}; the classifier gives {disease.probability:.2f}, "
                 f"threshold {disease.threshold:.2f}",
@@ -205,7 +205,7 @@ def _repaired(
     edits: list[ReportEdit],
 ) -> str:
     reasons = {item.sentence: item.message for item in reversed(checked.contradictions)}
-    kept: dict[Section, list[str]] = {section: [] for section in _ORDER}
+    draft = _Draft()
     told: dict[Section, set[str]] = {section: set() for section in _ORDER}
     wanted = {
         item.finding: item.message
@@ -214,6 +214,7 @@ def _repaired(
     }
     for index, sentence in enumerate(checked.sentences):
         if index in reasons:
+            draft.take_out(sentence)
             edits.append(
                 ReportEdit(
                     action="removed", section=sentence.section, text=sentence.text, reason=reasons[index]
@@ -221,7 +222,7 @@ def _repaired(
             )
             wanted |= dict.fromkeys(_said_rightly(sentence), reasons[index])
         else:
-            kept[sentence.section].append(sentence.text)
+            draft.keep(sentence)
             told[sentence.section] |= {item.name for item in sentence.findings if item.affirmed}
     seen = {disease.name: disease.places for disease in diseases}
     for name in sorted(wanted, key=_place_in(diseases)):
@@ -231,14 +232,72 @@ def _repaired(
         )
         for section, line in lines:
             if name not in told[section]:
-                kept[section].append(line)
+                draft.add(section, name, line)
                 edits.append(ReportEdit(action="added", section=section, text=line, reason=wanted[name]))
     for section in {sentence.section: None for sentence in checked.sentences}:
-        if not kept[section]:
-            kept[section] = _what_is_left_to_say(section, diseases, lesions)
-            text, reason = " ".join(kept[section]), "Nothing else of the section was left"
-            edits.append(ReportEdit(action="added", section=section, text=text, reason=reason))
-    return format_report(*(" ".join(map(_closed, kept[section])) for section in _ORDER))
+        if draft.is_empty(section):
+            lines_left = _what_is_left_to_say(section, diseases, lesions)
+            for line in lines_left:
+                draft.add(section, "", line)
+            reason = "Nothing else of the section was left"
+            edits.append(
+                ReportEdit(action="added", section=section, text=" ".join(lines_left), reason=reason)
+            )
+    return draft.text
+
+
+@dataclass
+class _Line:
+    """A sentence and the findings that it names; without text, where one was that is taken out."""
+
+    text: str | None
+    names: frozenset[str]
+
+
+class _Draft:
+    """A report that is being mended: what is added stands where a reader looks for it."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Section, list[_Line]] = {section: [] for section in _ORDER}
+
+    def keep(self, sentence: ReportSentence) -> None:
+        """Keep a sentence as it is."""
+        self._lines[sentence.section].append(_Line(sentence.text, _names(sentence)))
+
+    def take_out(self, sentence: ReportSentence) -> None:
+        """Leave a sentence out, and remember its place."""
+        self._lines[sentence.section].append(_Line(None, _names(sentence)))
+
+    def add(self, section: Section, name: str, text: str) -> None:
+        """Add a sentence about a finding: where it was named before, in the findings else beside those of its organ."""
+        lines = self._lines[section]
+        same = [place for place, line in enumerate(lines) if name in line.names]
+        if not same and section == "findings":
+            organ = ORGAN_OF.get(name)
+            same = [
+                place
+                for place, line in enumerate(lines)
+                if organ in {ORGAN_OF[other] for other in line.names if other in ORGAN_OF}
+            ]
+        lines.insert(same[-1] + 1 if same else len(lines), _Line(text, frozenset({name})))
+
+    def is_empty(self, section: Section) -> bool:
+        """Whether nothing is left of a section."""
+        return all(line.text is None for line in self._lines[section])
+
+    @property
+    def text(self) -> str:
+        """The report under its three headings."""
+        return format_report(
+            *(
+                " ".join(_closed(line.text) for line in self._lines[section] if line.text is not None)
+                for section in _ORDER
+            )
+        )
+
+
+def _names(sentence: ReportSentence) -> frozenset[str]:
+    return frozenset(item.name for item in sentence.findings)
 
 
 def _what_is_left_to_say(

@@ -24,7 +24,7 @@ MAX_PIECES = 3
 MIN_VOLUME_ML = 0.02
 MIN_SHARE_OF_LOBE, MIN_SHARE_OF_SIDE = 0.3, 0.15
 """What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds, or"""
-TOLD_FROM_ML = 10.0
+TOLD_FROM_ML = 50.0
 """this much: what a reader would miss is told however much there is elsewhere."""
 
 

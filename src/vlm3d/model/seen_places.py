@@ -22,10 +22,15 @@ IN_LOBES = frozenset(lesion.disease for lesion in STORED_LESIONS if lesion.lung)
 ON_SIDES = frozenset(disease.name for disease in DISEASES if disease.sided)
 """Diseases whose place is a side of the body."""
 
+IN_LUNGS = frozenset(disease.name for disease in DISEASES if disease.diffuse)
+"""Diseases whose place is a lung, or both."""
+
 MIN_SHARE_OF_PATCH = 0.1
 """A patch counts if it is looked at this much of what the patch most looked at is."""
 MIN_SHARE_OF_PLACE = 0.8
 """A place is told if it is looked at this much of what the place most looked at is."""
+MIN_SHARE_OF_LUNG = 0.2
+"""The same of a finding that fills lungs: the classifier need not look at all of it."""
 MIN_SHARE_OF_KNOWN_PLACE = 0.3
 """The same where the patches are known to show the finding: attention strays, the truth does not."""
 
@@ -61,27 +66,27 @@ def seen_places(
     """The places of a disease, the one most looked at first.
 
     Args:
-        disease: Decides whether lobes or sides are told; one without a place has none.
+        disease: Decides whether lobes, lungs or sides are told; one without a place has none.
         weight_ZYX: How much each patch is looked at, 0 or more; or, as bool, whether it is known to show the disease.
         regions_DHW: Region ids, canonical, in whole patches; None leaves sides alone to tell.
         landmarks: Of the regions, or of the grid of patches without them, to spare finding them for each disease.
     """
-    if disease not in IN_LOBES | ON_SIDES or not weight_ZYX.any():
+    if disease not in IN_LOBES | IN_LUNGS | ON_SIDES or not weight_ZYX.any():
         return []
     patches = _Patches.of(weight_ZYX.shape, regions_DHW, landmarks)
     votes: defaultdict[tuple[Side, str], list[tuple[float, float]]] = defaultdict(list)
     aside: defaultdict[tuple[Side, str], list[tuple[float, float]]] = defaultdict(list)
     for z, y, x in np.argwhere(weight_ZYX >= max(MIN_SHARE_OF_PATCH * weight_ZYX.max(), 1e-12)):
         weight = float(weight_ZYX[z, y, x])
-        for region_id, share in patches.lobes(z, y, x) if disease in IN_LOBES else ():
+        for region_id, share in patches.lobes(z, y, x) if disease in IN_LOBES | IN_LUNGS else ():
             region = REGION_BY_ID[region_id]
-            votes["right" if region.side == "right" else "left", region.name].append(
-                (weight * share, float(z))
-            )
+            side: Side = "right" if region.side == "right" else "left"
+            votes[side, region.name if disease in IN_LOBES else ""].append((weight * share, float(z)))
         aside[patches.side(x), ""].append((weight, float(z)))
     votes = votes or aside
     total = {place: sum(weight for weight, _ in seen) for place, seen in votes.items()}
-    share = MIN_SHARE_OF_KNOWN_PLACE if weight_ZYX.dtype == bool else MIN_SHARE_OF_PLACE
+    share = MIN_SHARE_OF_LUNG if disease in IN_LUNGS else MIN_SHARE_OF_PLACE
+    share = MIN_SHARE_OF_KNOWN_PLACE if weight_ZYX.dtype == bool else share
     told = sorted(
         (place for place in total if total[place] >= share * max(total.values())),
         key=lambda place: -total[place],

@@ -124,9 +124,7 @@ def generate_phantom(
         lesion_masks=masks,
         disease_labels=np.array([name in labeled for name in DISEASE_NAMES], np.float32),
         truth=truth,
-        report=write_report(
-            truth, contrast=patient.contrast != "none", rng=np.random.default_rng(for_report)
-        ),
+        report=write_report(truth, rng=np.random.default_rng(for_report)),
         patient={
             "sex": patient.sex,
             "contrast": patient.contrast,

@@ -1,19 +1,22 @@
 """Reports of phantoms: varied prose from the truth alone. Nothing is said to be present that is not, and the reverse.
 
-Every present finding gets at least one sentence with its place and size. What is absent is denied for some of the
-findings, as radiologists do, never for a present one.
+The findings go through the chest organ by organ, as radiologists read, with what is there and what is not beside each
+other. Every present finding gets at least one sentence with its place. Sizes are told of what a mask outlines, and of
+nothing else: who learns from reports with numbers that no mask holds learns to make numbers up. How the scan was taken is
+not among the findings, as it is not in CT-RATE's. The impression tells what is most urgent first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlm3d.anatomy.regions import REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom.truth import FindingTruth, names
-from vlm3d.labels import DISEASE_NAMES
+from vlm3d.labels import DISEASE_NAMES, ORGAN_OF, READING_ORDERS
 
 Rng = np.random.Generator
 
@@ -32,31 +35,53 @@ class ReportText:
         return f"Findings:\n{self.findings}\n\nImpression:\n{self.impression}\n\nRecommendations:\n{self.recommendations}"
 
 
-def write_report(truth: Sequence[FindingTruth], *, contrast: bool, rng: Rng) -> ReportText:
+_LUNGS_FIRST_SHARE = 1 / 3
+
+_DENIED_SHARE = 0.7
+"""How often an absent finding of `_NEGATIVES` is denied."""
+
+_URGENCY = (
+    *("Pericardial effusion", "Pleural effusion", "Consolidation", "Lung nodule", "Lymphadenopathy"),
+    *("Lung opacity", "Atelectasis", "Interlobular septal thickening", "Cardiomegaly", "Emphysema"),
+    *(
+        "Bronchiectasis",
+        "Pulmonary fibrotic sequela",
+        "Mosaic attenuation pattern",
+        "Peribronchial thickening",
+    ),
+    *(
+        "Hiatal hernia",
+        "Coronary artery wall calcification",
+        "Arterial wall calcification",
+        "Medical material",
+    ),
+)
+"""In which an impression tells findings."""
+
+
+def write_report(truth: Sequence[FindingTruth], *, rng: Rng) -> ReportText:
     """Write a phantom's report.
 
     Args:
         truth: All pieces of all findings.
-        contrast: Whether contrast medium was given.
-        rng: Chooses among wordings.
+        rng: Chooses among wordings and reading orders.
     """
-    present = [name for name in DISEASE_NAMES if name in names(truth)]
+    present = names(truth)
     by_name = {
-        name: sorted((t for t in truth if t.finding == name), key=lambda t: -t.volume_ml) for name in present
+        name: sorted((t for t in truth if t.finding == name), key=lambda t: -t.volume_ml)
+        for name in DISEASE_NAMES
+        if name in present
     }
-    technique = "with intravenous contrast" if contrast else "without contrast"
-    opening = _pick(
-        rng,
-        f"Chest CT {technique}.",
-        f"Axial CT of the chest was acquired {technique}.",
-        f"Thoracic CT {technique}, thin reconstructions.",
-    )
-    sentences = [opening]
-    for name in rng.permutation(present) if present else []:
-        sentences.extend(_SENTENCES[str(name)](by_name[str(name)], rng))
-    sentences.extend(_negatives(set(present), rng))
-    impression = _impression(by_name, rng)
-    return ReportText(" ".join(sentences), impression, _recommendations(by_name, rng))
+    middle_first, lungs_first = READING_ORDERS
+    order = lungs_first if rng.random() < _LUNGS_FIRST_SHARE else middle_first
+    sentences: list[str] = []
+    for name in sorted(DISEASE_NAMES, key=lambda name: order.index(ORGAN_OF[name])):
+        if name in by_name:
+            sentences.extend(_SENTENCES[name](by_name[name], rng))
+        elif name in _NEGATIVES and rng.random() < _DENIED_SHARE:
+            sentences.append(_pick(rng, *_NEGATIVES[name]))
+    findings = " ".join(sentences) or "The lungs are clear."
+    return ReportText(findings, _impression(by_name, rng), _recommendations(by_name, rng))
 
 
 def place(item: FindingTruth) -> str:
@@ -77,6 +102,10 @@ def _degree(item: FindingTruth, rng: Rng) -> str:
 def _listed(words: Sequence[str]) -> str:
     unique = list(dict.fromkeys(words))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
+
+
+def _ml(item: FindingTruth) -> str:
+    return f"{item.volume_ml:.0f} ml"
 
 
 def _nodules(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
@@ -100,7 +129,7 @@ def _nodules(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
 
 def _sided_effusion(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
     if len({item.side for item in items}) == 2:
-        kinds = _listed([f"{item.kind} on the {item.side}" for item in items])
+        kinds = _listed([f"{item.kind} on the {item.side} ({_ml(item)})" for item in items])
         return [
             _pick(rng, f"Bilateral pleural effusion, {kinds}.", f"Pleural effusion on both sides, {kinds}.")
         ]
@@ -108,14 +137,19 @@ def _sided_effusion(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
     return [
         _pick(
             rng,
-            f"A {item.kind} {item.side} pleural effusion, up to {item.size_mm:.0f} mm deep.",
-            f"On the {item.side} there is a {item.kind} pleural effusion with a depth of {item.size_mm:.0f} mm.",
+            f"A {item.kind} {item.side} pleural effusion of about {_ml(item)}.",
+            f"On the {item.side} there is a {item.kind} pleural effusion, about {_ml(item)}.",
         )
     ]
 
 
+def _lungs(items: Sequence[FindingTruth]) -> str:
+    sides = {item.side for item in items}
+    return f"{sides.pop()} lung" if len(sides) == 1 and sides <= {"right", "left"} else "both lungs"
+
+
 def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], list[str]]:
-    """Sentences for findings that lie in lobes; forms may use {degree}, {Degree}, {places} and {size}."""
+    """Sentences for findings of lungs and vessels; forms may use {degree}, {Degree}, {places}, {lungs} and {size}."""
 
     def say(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
         degree = _degree(items[0], rng)
@@ -123,6 +157,7 @@ def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], li
             degree=degree,
             Degree=degree.capitalize(),
             places=_listed([place(item) for item in items]),
+            lungs=_lungs(items),
             size=f"{items[0].size_mm:.0f} mm",
             kind=items[0].kind,
         )
@@ -162,15 +197,15 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Cardiomegaly": lambda items, rng: [
         _pick(
             rng,
-            f"The heart is enlarged, {items[0].size_mm:.0f} mm wide.",
-            f"Cardiomegaly with a heart width of {items[0].size_mm:.0f} mm.",
+            "The heart is enlarged.",
+            f"{_degree(items[0], rng).capitalize()} cardiomegaly.",
         )
     ],
     "Pericardial effusion": lambda items, rng: [
         _pick(
             rng,
-            f"Pericardial effusion of about {items[0].volume_ml:.0f} ml, deepest posteriorly.",
-            f"There is pericardial effusion, about {items[0].volume_ml:.0f} ml.",
+            f"Pericardial effusion of about {_ml(items[0])}, deepest posteriorly.",
+            f"There is pericardial effusion, about {_ml(items[0])}.",
         )
     ],
     "Coronary artery wall calcification": _lobar(
@@ -181,19 +216,19 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Hiatal hernia": lambda items, rng: [
         _pick(
             rng,
-            f"Hiatal hernia of {items[0].size_mm:.0f} mm behind the heart.",
-            f"A sliding hiatal hernia measures {items[0].size_mm:.0f} mm.",
+            "Hiatal hernia behind the heart.",
+            "There is a sliding hiatal hernia.",
         )
     ],
     "Lymphadenopathy": lambda items, rng: [
         _pick(
             rng,
-            f"Enlarged mediastinal lymph nodes, the largest {max(i.size_mm for i in items):.0f} mm.",
-            f"Lymphadenopathy with nodes of up to {max(i.size_mm for i in items):.0f} mm.",
+            f"Enlarged mediastinal lymph nodes{_nodal_side(items)}.",
+            f"Mediastinal lymphadenopathy{_nodal_side(items)}.",
         )
     ],
     "Emphysema": _lobar(
-        "emphysema", "{Degree} emphysema.", "{Degree} centrilobular emphysema, mostly in the upper lobes."
+        "emphysema", "{Degree} emphysema of {lungs}.", "{Degree} centrilobular emphysema in {lungs}."
     ),
     "Atelectasis": _atelectasis,
     "Lung nodule": _nodules,
@@ -207,10 +242,14 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     ),
     "Pleural effusion": _sided_effusion,
     "Mosaic attenuation pattern": _lobar(
-        "mosaic", "{Degree} mosaic attenuation of both lungs.", "Mosaic attenuation pattern, {degree}."
+        "mosaic",
+        "{Degree} mosaic attenuation of {lungs}.",
+        "Mosaic attenuation pattern in {lungs}, {degree}.",
     ),
     "Peribronchial thickening": _lobar(
-        "peribronchial", "{Degree} peribronchial thickening.", "Peribronchial wall thickening, {degree}."
+        "peribronchial",
+        "{Degree} peribronchial thickening in {lungs}.",
+        "Peribronchial wall thickening in {lungs}, {degree}.",
     ),
     "Consolidation": _lobar(
         "consolidation",
@@ -222,8 +261,8 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     ),
     "Interlobular septal thickening": _lobar(
         "interlobular",
-        "{Degree} interlobular septal thickening.",
-        "Interlobular septa are thickened, {degree}, at the bases.",
+        "{Degree} interlobular septal thickening in {lungs}.",
+        "Interlobular septa of {lungs} are thickened, {degree}.",
     ),
 }
 
@@ -240,22 +279,22 @@ _NEGATIVES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _negatives(present: set[str], rng: Rng) -> list[str]:
-    absent = [name for name in _NEGATIVES if name not in present]
-    said = [_pick(rng, *_NEGATIVES[name]) for name in absent if rng.random() < 0.7]
-    return said or ([] if present else ["The lungs are clear."])
+def _nodal_side(items: Sequence[FindingTruth]) -> str:
+    return _on({item.side for item in items})
+
+
+def _on(sides: AbstractSet[str]) -> str:
+    sides = sides & {"right", "left"}
+    return " on both sides" if len(sides) == 2 else f" on the {next(iter(sides))}" if sides else ""
 
 
 def _impression(by_name: dict[str, list[FindingTruth]], rng: Rng) -> str:
     if not by_name:
         return _pick(rng, "No abnormality of the chest.", "Normal chest CT.")
-    ranked = sorted(by_name, key=lambda name: -max(item.severity for item in by_name[name]))
     lines = []
-    for name in ranked:
-        sides = {item.side for item in by_name[name]} & {"right", "left"}
-        where = " on both sides" if len(sides) == 2 else f" on the {sides.pop()}" if sides else ""
+    for name in sorted(by_name, key=_URGENCY.index):
         wording = "Ground-glass opacity" if name == "Lung opacity" else name
-        lines.append(f"{wording}{where}.")
+        lines.append(f"{wording}{_on({item.side for item in by_name[name]})}.")
     return " ".join(lines)
 
 
