@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm3d.anatomy.fissures import Fissures
 from vlm3d.anatomy.grid import Mask
 from vlm3d.anatomy.regions import REGION_IDS
 
 
-def divide_lung(lung_DHW: Mask, side: str, fissures: Fissures, lung_ids_DHW: np.ndarray) -> None:
+def divide_lung(lung_DHW: Mask, side: str, fissures: Fissures, lung_ids_DHW: NDArray[np.uint8]) -> None:
     """Write the ids of a lung's lobes into an array of region ids.
 
     Args:
@@ -20,9 +21,8 @@ def divide_lung(lung_DHW: Mask, side: str, fissures: Fissures, lung_ids_DHW: np.
     """
     if not lung_DHW.any():
         return
-    height = _shares(lung_DHW.any(axis=(1, 2)))[:, None, None]
-    depth = _shares(lung_DHW.any(axis=(0, 2)))[:, None]
-    across = _shares(lung_DHW.any(axis=(0, 1)))
+    height, depth, across = (_shares(lung_DHW, axis) for axis in range(3))
+    height, depth = height[:, None, None], depth[:, None]
     below_oblique = height < fissures.oblique.height(depth, across)
     ids = np.where(below_oblique, REGION_IDS[f"{side}_lower_lobe"], REGION_IDS[f"{side}_upper_lobe"])
     if fissures.horizontal is not None:
@@ -31,8 +31,11 @@ def divide_lung(lung_DHW: Mask, side: str, fissures: Fissures, lung_ids_DHW: np.
     np.copyto(lung_ids_DHW, ids.astype(np.uint8), where=lung_DHW)
 
 
-def _shares(filled: np.ndarray) -> np.ndarray:
-    """Where each index lies between the first (0) and the last (1) one that is filled."""
-    places = np.flatnonzero(filled)
-    shares: np.ndarray = (np.arange(len(filled)) - places[0] + 0.5) / (places[-1] - places[0] + 1)
+def _shares(lung_DHW: Mask, axis: int) -> NDArray[np.float64]:
+    """Where each index of an axis lies between the lung's first (0) and its last (1)."""
+    others = tuple({0, 1, 2} - {axis})
+    places = np.flatnonzero(np.any(lung_DHW, axis=others))
+    shares: NDArray[np.float64] = (np.arange(lung_DHW.shape[axis]) - places[0] + 0.5) / (
+        places[-1] - places[0] + 1
+    )
     return shares
