@@ -250,6 +250,30 @@ def test_what_was_denied_is_said_in_its_place() -> None:
     assert sections.impression == "Pleural effusion."
 
 
+def test_a_small_nodule_may_be_told_though_words_need_not() -> None:
+    small = RIGHT_UPPER | {
+        "side": "left",
+        "region": "left lower lobe",
+        "volume_ml": 0.1,
+        "max_diameter_mm": 5.0,
+    }
+    found = heads({"Lung nodule"}, {"lung_nodule": [RIGHT_UPPER, small]})
+    assert located_sentence("Lung nodule", found[1]) == "Lung nodule of 17 mm in the right upper lobe."
+    text = "Findings:\nNodule of 5 mm in the left lower lobe.\n\nImpression:\nLung nodule.\n\nRecommendations:\nNone."
+    assert not check_report(text, *found).contradictions
+
+
+@pytest.mark.parametrize(("size_mm", "wrong"), [(8, True), (13, False), (17, False), (24, False), (26, True)])
+def test_a_size_that_the_mask_does_not_measure_is_repaired(size_mm: int, wrong: bool) -> None:
+    found = heads({"Lung nodule"}, {"lung_nodule": [RIGHT_UPPER]})
+    findings = f"A nodule of {size_mm} mm in the right upper lobe."
+    text = f"Findings:\n{findings}\n\nImpression:\nNodule.\n\nRecommendations:\nNone."
+    assert kinds(text, found) == ([("wrong_size", "Lung nodule")] if wrong else [])
+    repaired, _ = repair_report(text, *found)
+    assert kinds(repaired, found) == []
+    assert ("17 mm" in repaired) == (wrong or size_mm == 17)
+
+
 def test_what_repair_says_stands_where_a_reader_looks_for_it() -> None:
     found = heads({"Pericardial effusion", "Emphysema", "Hiatal hernia"})
     text = (

@@ -44,7 +44,7 @@ def test_findings_are_listed_in_the_labels_order_with_places() -> None:
     text = describe_findings(
         ["Pleural effusion", "Lung nodule", "Cardiomegaly", "Lung opacity"],
         {
-            "lung_nodule": [Piece(), *[Piece(side="left", region="", volume_ml=31.7)] * 4],
+            "lung_nodule": [Piece(volume_ml=32.4), *[Piece(side="left", region="", volume_ml=31.7)] * 4],
             "ground_glass_opacity": [Piece(region="liver", level="lower")],
             "pericardial_effusion": [Piece(side="midline", region="heart", level="middle")],
         },
@@ -52,7 +52,7 @@ def test_findings_are_listed_in_the_labels_order_with_places() -> None:
     assert text == (
         "Cardiomegaly; "
         "Pericardial effusion: heart, middle third, 12 mm, 0.9 ml; "
-        "Lung nodule: right upper lobe, upper third, 12 mm, 0.9 ml and left, upper third, 12 mm, 32 ml "
+        "Lung nodule: right upper lobe, upper third, 12 mm, 32 ml and left, upper third, 12 mm, 32 ml "
         "and left, upper third, 12 mm, 32 ml and 2 more; "
         "Lung opacity; Ground-glass opacity: right liver, lower third, 12 mm, 0.9 ml; "
         "Pleural effusion"
@@ -73,7 +73,8 @@ def test_what_falls_into_pieces_is_told_once_a_place_and_where_there_is_enough_o
         ("right upper lobe", 3.0),
     ]
     assert more == 0
-    assert told_pieces("lung_nodule", pieces) == (pieces[:3], 2)
+    assert told_pieces("lung_nodule", pieces) == (pieces[:3], 1)
+    assert told_pieces("lung_nodule", [pieces[0], replace(pieces[1], volume_ml=0.8)]) == (pieces[:1], 0)
     assert told_pieces(key, []) == ([], 0)
 
 

@@ -23,7 +23,7 @@ from vlm3d.inference.prediction import (
 from vlm3d.labels import IMPLIED, ORGAN_OF
 from vlm3d.model.report_sections import format_report, parse_report
 
-_MISPLACED = ("wrong_side", "wrong_lobe")
+_MISPLACED = ("wrong_side", "wrong_lobe", "wrong_size")
 _ROUNDS = 3
 _WITHOUT_NEWS = frozenset({"a", "an", "the", "is", "are", "in", "of", "on", "there", "seen", "lies", "prese"})
 _ORDER: tuple[Section, ...] = ("findings", "impression", "recommendations")

@@ -5,11 +5,12 @@
 | ``unsupported`` | affirms a finding that neither reaches its threshold nor shows in a mask |
 | ``denied`` | denies a finding that reaches its threshold or shows in its lesion's mask |
 | ``wrong_side``, ``wrong_lobe`` | places a finding where its mask, or else the classifier's gaze, has next to nothing |
+| ``wrong_size`` | gives a nodule a size that the mask's nodule there does not have |
 | ``called_normal`` | calls the whole chest normal although a finding reaches its threshold |
 | ``not_mentioned`` | does not name a finding that reaches its threshold |
 
-The heads may disagree with each other; a sentence that one of them supports contradicts neither. Size and third of the
-lung are linked, not judged.
+The heads may disagree with each other; a sentence that one of them supports contradicts neither. The third of the lung, and
+the size of what is no nodule, are linked, not judged.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from vlm3d.inference.prediction import (
     ToldPlace,
 )
 from vlm3d.labels import IMPLIED
+from vlm3d.model.location import ONE_BY_ONE
+
+SIZE_OFF_SHARE, SIZE_OFF_MM = 0.5, 5.0
+"""A nodule's size may be off by this share of what the mask measures, and by this much in any case."""
 
 _READABLE = {rule.name for rule in RULES}
 _REGION_NAME = {region.key: region.name for region in REGIONS}
@@ -111,6 +116,7 @@ def _of_sentences(
         for item in sentence.findings:
             if item.affirmed:
                 yield from _against_affirmed(item, index)
+                yield from _against_sizes(item, index, lesions)
             elif item.status == "negative" and sentence.section != "recommendations":
                 yield from _against_denied(item, sentence, index, lesions, item.name in affirmed)
 
@@ -128,6 +134,22 @@ def _against_affirmed(item: SentenceFinding, index: int) -> Iterator[Contradicti
             if message not in told:
                 told.add(message)
                 yield Contradiction(kind=place.agreement, finding=item.name, sentence=index, message=message)
+
+
+def _against_sizes(
+    item: SentenceFinding, index: int, lesions: Sequence[LesionFinding]
+) -> Iterator[Contradiction]:
+    for place in item.places:
+        if place.lesion != ONE_BY_ONE or place.agreement != "agrees" or not place.size_mm:
+            continue
+        assert place.component is not None, "a place in a mask is one of its pieces"
+        pieces = next(lesion.components for lesion in lesions if lesion.key == place.lesion)
+        measured_mm = pieces[place.component].max_diameter_mm
+        if abs(place.size_mm - measured_mm) > max(SIZE_OFF_MM, SIZE_OFF_SHARE * measured_mm):
+            message = (
+                f"Gives {item.name} {place.size_mm:.0f} mm; its mask measures {measured_mm:.0f} mm there"
+            )
+            yield Contradiction(kind="wrong_size", finding=item.name, sentence=index, message=message)
 
 
 def _against_denied(

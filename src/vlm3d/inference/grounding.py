@@ -21,7 +21,7 @@ from vlm3d.inference.prediction import (
     ToldPlace,
 )
 from vlm3d.labels import STORED_LESIONS
-from vlm3d.model.location import told_pieces
+from vlm3d.model.location import ONE_BY_ONE, told_pieces
 from vlm3d.model.report_sections import HEADING_PATTERN
 
 TOUCHES_SHARE = 0.05
@@ -156,7 +156,9 @@ def agreement(
 
 
 def _worth_telling(lesion: LesionFinding) -> Sequence[LesionComponent]:
-    """The listed pieces but for spots in places that hold next to nothing of the lesion."""
+    """The listed pieces but for spots in places that hold next to nothing of the lesion; every nodule is one."""
+    if lesion.key == ONE_BY_ONE:
+        return lesion.components
     return told_pieces(lesion.key, lesion.components, len(lesion.components))[0]
 
 

@@ -16,7 +16,7 @@ Told = Literal["positive", "negative", "uncertain", "historical"]
 Section = Literal["findings", "impression", "recommendations"]
 Agreement = Literal["agrees", "wrong_side", "wrong_lobe", "unmeasured"]
 ContradictionKind = Literal[
-    "unsupported", "denied", "wrong_side", "wrong_lobe", "called_normal", "not_mentioned"
+    "unsupported", "denied", "wrong_side", "wrong_lobe", "wrong_size", "called_normal", "not_mentioned"
 ]
 
 TRAINING_NOTES: dict[Training, str] = {

@@ -26,6 +26,10 @@ MIN_SHARE_OF_LOBE, MIN_SHARE_OF_SIDE = 0.3, 0.15
 """What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds, or"""
 TOLD_FROM_ML = 50.0
 """this much: what a reader would miss is told however much there is elsewhere."""
+ONE_BY_ONE = "lung_nodule"
+"""Key of the lesion whose pieces are told each by itself."""
+MIN_SHARE_OF_NODULE = 0.3
+"""A piece of it is told if it has this share of the largest one's volume."""
 
 
 class MeasuredPiece(Protocol):
@@ -46,7 +50,7 @@ class MeasuredPiece(Protocol):
 Piece = TypeVar("Piece", bound=MeasuredPiece)
 
 
-_TOLD_BY_PLACE = {lesion.key: lesion for lesion in STORED_LESIONS if lesion.key != "lung_nodule"}
+_TOLD_BY_PLACE = {lesion.key: lesion for lesion in STORED_LESIONS if lesion.key != ONE_BY_ONE}
 
 
 def _place_told(lesion: Lesion, piece: MeasuredPiece) -> tuple[str, ...]:
@@ -61,9 +65,9 @@ def told_pieces(
 ) -> tuple[Sequence[Piece], int]:
     """The pieces of a lesion that words tell, and how many more there are.
 
-    Nodules are told one by one. Opacities, bands and bronchi fall into many pieces, which a report tells by their lobes,
-    and fluid by the side or, around the heart, as one: the largest piece of each place stands for all there, the fullest
-    place first, and none is counted besides.
+    Nodules are told one by one, but for those much smaller than the largest. Opacities, bands and bronchi fall into many
+    pieces, which a report tells by their lobes, and fluid by the side or, around the heart, as one: the largest piece of
+    each place stands for all there, the fullest place first, and none is counted besides.
 
     Args:
         key: Of the lesion.
@@ -72,7 +76,9 @@ def told_pieces(
     """
     lesion = _TOLD_BY_PLACE.get(key)
     if lesion is None:
-        return pieces[:max_pieces], max(0, len(pieces) - max_pieces)
+        least_ml = MIN_SHARE_OF_NODULE * max((piece.volume_ml for piece in pieces), default=0.0)
+        large = [piece for piece in pieces if piece.volume_ml >= least_ml]
+        return large[:max_pieces], max(0, len(large) - max_pieces)
     places: dict[tuple[str, ...], list[Piece]] = {}
     for piece in pieces:
         places.setdefault(_place_told(lesion, piece), []).append(piece)
