@@ -61,9 +61,15 @@ VARIED="training.augmentation.noise_hu=45 training.augmentation.noise_probabilit
 VARIED="$VARIED training.augmentation.blur_probability=0.4 training.augmentation.lowres_probability=0.25"
 $VLM3D train tiny --from "$WORK/run5/final" --data "$WORK/fifth" --out "$WORK/run6a" --phase localization \
     training.seed=5 $VARIED $PHASES.localization.steps=1300 $PHASES.localization.lr=1.5e-3
-$VLM3D train tiny --from "$WORK/run6a/final" --data "$WORK/fifth" --out "$WORK/run6" --phase joint training.seed=7 $VARIED \
-    $PHASES.joint.steps=160 $PHASES.joint.lr=8e-4 $PHASES.joint.warmup_steps=10 $PHASES.joint.without_regions=0 \
-    "$PHASES.joint.tasks={localization: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]"
+MASKS=("$PHASES.joint.tasks={localization: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]" $PHASES.joint.without_regions=0
+       $PHASES.joint.lr=8e-4 $PHASES.joint.warmup_steps=10)
+$VLM3D train tiny --from "$WORK/run6a/final" --data "$WORK/fifth" --out "$WORK/run6b" --phase joint training.seed=7 \
+    $VARIED $PHASES.joint.steps=160 "${MASKS[@]}"
+$VLM3D train tiny --from "$WORK/run6b/final" --data "$WORK/fifth" --out "$WORK/run6c" --phase joint training.seed=10 \
+    $VARIED $PHASES.joint.steps=180 "${MASKS[@]}"
+mkdir -p "$WORK/run6"
+test -d "$WORK/run6/final" ||
+    ${PYTHON:-.venv/bin/python} runs/mean_weights.py "$WORK/run6b/final" "$WORK/run6c/final" "$WORK/run6/final"
 $VLM3D tune "$WORK/run6/final" --data "$WORK/fifth"
 
 # Judged as a user meets it, with searched regions; and once with exact ones, to tell the two apart.
