@@ -24,8 +24,11 @@ def main() -> None:
             mean[name] = ((tensor.float() + other[name].float()) / 2).to(tensor.dtype)
     with safe_open(second / WEIGHTS, "pt") as opened:
         metadata = opened.metadata()
-    shutil.copytree(second, out, ignore=shutil.ignore_patterns("thresholds.json"))
-    save_file(mean, out / WEIGHTS, metadata=metadata)
+    fresh = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(second, fresh, ignore=shutil.ignore_patterns("thresholds.json"))
+    save_file(mean, fresh / WEIGHTS, metadata=metadata)
+    fresh.rename(out)
 
 
 if __name__ == "__main__":
