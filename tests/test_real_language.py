@@ -142,7 +142,7 @@ def test_the_check_takes_out_and_adds_only_what_it_must() -> None:
     text = "The heart is enlarged. No pleural effusion. The trachea is in the midline."
     checked = writers.check_against_labels(text, _case(1, EFFUSION))
     assert (checked.removed, checked.added) == (2, 2)  # the finding is told in findings and in impression
-    assert checked.text == "The trachea is in the midline. Pleural effusion. Pleural effusion."
+    assert checked.text == "Pleural effusion. The trachea is in the midline. Pleural effusion."
     assert writers.check_against_labels(text, _case(1, HEART)) == (text, 0, 0)
 
 

@@ -5,7 +5,7 @@
 | ``unsupported`` | affirms a finding that neither reaches its threshold nor shows in a mask |
 | ``denied`` | denies a finding that reaches its threshold or shows in its lesion's mask |
 | ``wrong_side``, ``wrong_lobe`` | places a finding where its mask, or else the classifier's gaze, has next to nothing |
-| ``wrong_size`` | gives a nodule a size that the mask's nodule there does not have |
+| ``wrong_size`` | gives the one nodule of a sentence a size that the mask's nodule there does not have |
 | ``called_normal`` | calls the whole chest normal although a finding reaches its threshold |
 | ``not_mentioned`` | does not name a finding that reaches its threshold |
 
@@ -139,17 +139,19 @@ def _against_affirmed(item: SentenceFinding, index: int) -> Iterator[Contradicti
 def _against_sizes(
     item: SentenceFinding, index: int, lesions: Sequence[LesionFinding]
 ) -> Iterator[Contradiction]:
-    for place in item.places:
-        if place.lesion != ONE_BY_ONE or place.agreement != "agrees" or not place.size_mm:
-            continue
-        assert place.component is not None, "a place in a mask is one of its pieces"
-        pieces = next(lesion.components for lesion in lesions if lesion.key == place.lesion)
-        measured_mm = pieces[place.component].max_diameter_mm
-        if abs(place.size_mm - measured_mm) > max(SIZE_OFF_MM, SIZE_OFF_SHARE * measured_mm):
-            message = (
-                f"Gives {item.name} {place.size_mm:.0f} mm; its mask measures {measured_mm:.0f} mm there"
-            )
-            yield Contradiction(kind="wrong_size", finding=item.name, sentence=index, message=message)
+    if (
+        len(item.places) != 1
+    ):  # of several nodules in a sentence, words do not say for sure whose size is which
+        return
+    (place,) = item.places
+    if place.lesion != ONE_BY_ONE or place.agreement != "agrees" or not place.size_mm:
+        return
+    assert place.component is not None, "a place in a mask is one of its pieces"
+    pieces = next(lesion.components for lesion in lesions if lesion.key == place.lesion)
+    measured_mm = pieces[place.component].max_diameter_mm
+    if abs(place.size_mm - measured_mm) > max(SIZE_OFF_MM, SIZE_OFF_SHARE * measured_mm):
+        message = f"Gives {item.name} {place.size_mm:.0f} mm; its mask measures {measured_mm:.0f} mm there"
+        yield Contradiction(kind="wrong_size", finding=item.name, sentence=index, message=message)
 
 
 def _against_denied(
