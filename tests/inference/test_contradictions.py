@@ -263,6 +263,14 @@ def test_a_small_nodule_may_be_told_though_words_need_not() -> None:
     assert not check_report(text, *found).contradictions
 
 
+def test_sizes_of_several_nodules_in_a_sentence_are_not_judged() -> None:
+    beside = RIGHT_UPPER | {"region": "remaining mediastinum", "max_diameter_mm": 7.0}
+    found = heads({"Lung nodule"}, {"lung_nodule": [beside, RIGHT_UPPER | {"max_diameter_mm": 1.0}]})
+    text = located_sentence("Lung nodule", found[1])
+    assert text == "Lung nodule of 7 mm on the right and of 1 mm in the right upper lobe."
+    assert kinds(text, found) == []
+
+
 @pytest.mark.parametrize(("size_mm", "wrong"), [(8, True), (13, False), (17, False), (24, False), (26, True)])
 def test_a_size_that_the_mask_does_not_measure_is_repaired(size_mm: int, wrong: bool) -> None:
     found = heads({"Lung nodule"}, {"lung_nodule": [RIGHT_UPPER]})

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from vlm3d.anatomy.regions import REGIONS
 from vlm3d.evaluation.labeler_patterns import RULES
-from vlm3d.evaluation.location_words import Place, places_in
+from vlm3d.evaluation.location_words import Place, places_in, sizes_in
 from vlm3d.evaluation.sentences import plain
 from vlm3d.inference.grounding import agreement, ground_report, lesions_showing, tells_ground_glass
 from vlm3d.inference.prediction import (
@@ -116,7 +116,7 @@ def _of_sentences(
         for item in sentence.findings:
             if item.affirmed:
                 yield from _against_affirmed(item, index)
-                yield from _against_sizes(item, index, lesions)
+                yield from _against_sizes(item, sentence, index, lesions)
             elif item.status == "negative" and sentence.section != "recommendations":
                 yield from _against_denied(item, sentence, index, lesions, item.name in affirmed)
 
@@ -137,12 +137,10 @@ def _against_affirmed(item: SentenceFinding, index: int) -> Iterator[Contradicti
 
 
 def _against_sizes(
-    item: SentenceFinding, index: int, lesions: Sequence[LesionFinding]
+    item: SentenceFinding, sentence: ReportSentence, index: int, lesions: Sequence[LesionFinding]
 ) -> Iterator[Contradiction]:
-    if (
-        len(item.places) != 1
-    ):  # of several nodules in a sentence, words do not say for sure whose size is which
-        return
+    if len(item.places) != 1 or len(sizes_in(sentence.text, 0, len(sentence.text))) != 1:
+        return  # of several nodules in a sentence, words do not say for sure whose size is which
     (place,) = item.places
     if place.lesion != ONE_BY_ONE or place.agreement != "agrees" or not place.size_mm:
         return
