@@ -71,7 +71,6 @@ def test_lobes_lie_between_the_fissures() -> None:
 
 @pytest.mark.parametrize("seed", [7, 8])
 def test_the_lobes_of_a_phantom_are_found(seed: int) -> None:
-    """The usual fissures are right in 0.93 to 0.96 of the lungs of phantoms without findings."""
     phantom = generate_phantom(seed, findings={}, spacing_mm=(2.5, 1.5, 1.5))
     found, true = segment_anatomy(phantom.volume).labels_DHW, phantom.regions.labels_DHW
     both = np.isin(found, LUNG_IDS) & np.isin(true, LUNG_IDS)

@@ -23,7 +23,7 @@ from vlm3d.inference.prediction import (
 from vlm3d.labels import IMPLIED, ORGAN_OF
 from vlm3d.model.report_sections import format_report, parse_report
 
-_MISPLACED = ("wrong_side", "wrong_lobe", "wrong_size")
+_MISTOLD = ("wrong_side", "wrong_lobe", "wrong_size")
 _ROUNDS = 3
 _WITHOUT_NEWS = frozenset({"a", "an", "the", "is", "are", "in", "of", "on", "there", "seen", "lies", "prese"})
 _ORDER: tuple[Section, ...] = ("findings", "impression", "recommendations")
@@ -210,7 +210,7 @@ def _repaired(
     wanted = {
         item.finding: item.message
         for item in checked.contradictions
-        if item.kind in ("not_mentioned", "denied", *_MISPLACED)
+        if item.kind in ("not_mentioned", "denied", *_MISTOLD)
     }
     for index, sentence in enumerate(checked.sentences):
         if index in reasons:

@@ -223,8 +223,8 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Lymphadenopathy": lambda items, rng: [
         _pick(
             rng,
-            f"Enlarged mediastinal lymph nodes{_nodal_side(items)}.",
-            f"Mediastinal lymphadenopathy{_nodal_side(items)}.",
+            f"Enlarged mediastinal lymph nodes{_on({item.side for item in items})}.",
+            f"Mediastinal lymphadenopathy{_on({item.side for item in items})}.",
         )
     ],
     "Emphysema": _lobar(
@@ -277,10 +277,6 @@ _NEGATIVES: dict[str, tuple[str, ...]] = {
     "Hiatal hernia": ("No hiatal hernia.",),
     "Bronchiectasis": ("No bronchiectasis.",),
 }
-
-
-def _nodal_side(items: Sequence[FindingTruth]) -> str:
-    return _on({item.side for item in items})
 
 
 def _on(sides: AbstractSet[str]) -> str:
