@@ -186,7 +186,11 @@ class TestIntensity:
     @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([np.int16, np.float32]))
     def test_a_seed_says_everything_and_the_stored_scan_is_left_alone(self, seed: int, dtype: Any) -> None:
         config = AugmentationConfig(
-            noise_probability=0.5, blur_probability=0.5, lowres_probability=0.5, cutout_boxes=1
+            noise_probability=0.5,
+            blur_probability=0.5,
+            lowres_probability=0.5,
+            motion_probability=0.5,
+            cutout_boxes=1,
         )
         sample = blob_sample(dtype=dtype)
         before = (sample.hu_DHW.tobytes(), sample.lesion_bits_DHW.tobytes())
@@ -204,7 +208,13 @@ class TestIntensity:
         assert rngs[0].random() == rngs[1].random()
 
     def test_masks_are_untouched_by_intensity_alone(self) -> None:
-        config = only(intensity_probability=1, noise_probability=1, blur_probability=1, lowres_probability=1)
+        config = only(
+            intensity_probability=1,
+            noise_probability=1,
+            blur_probability=1,
+            lowres_probability=1,
+            motion_probability=1,
+        )
         sample = blob_sample()
         varied = Augmenter(config)(sample, seeded())
         assert varied.lesion_bits_DHW is sample.lesion_bits_DHW
@@ -239,6 +249,42 @@ class TestIntensity:
         assert abs(varied.mean()) < 8
         assert varied.std() < 80
         assert np.ptp(varied, axis=(1, 2)).max() < 0.01
+
+    def test_a_breath_leaves_a_second_contour_along_the_body_at_the_bases_only(self) -> None:
+        belly = np.where(np.arange(SHAPE[0]) < 6, 60.0, -800.0)[:, None, None]
+        still = replace(
+            blob_sample(), hu_DHW=np.broadcast_to(belly, SHAPE).astype(np.float32).copy(), regions_DHW=None
+        )
+        reached = []
+        for seed in range(20):
+            varied = Augmenter(only(motion_probability=1, breath_mm=9.0))(still, seeded(seed)).hu_DHW
+            assert np.ptp(varied, axis=(1, 2)).max() < 0.01
+            assert varied.min() >= -800.01
+            assert varied.max() <= 60.01
+            change_D = np.abs(varied[:, 0, 0] - belly[:, 0, 0])
+            assert not change_D[[0, 1, 2, *range(9, SHAPE[0])]].any()  # 9 mm are three slices
+            reached.append(float(change_D.max()))
+        assert min(reached) > 0
+        assert max(reached) < 0.45 * 860
+
+    def test_a_heartbeat_leaves_a_second_heart_beside_the_first_in_the_plane(self) -> None:
+        still = blob_sample()
+        heart = still.lesion_bits_DHW > 0
+        regions = np.where(heart, REGION_IDS["heart"], 0).astype(np.uint8)
+        beating = Augmenter(only(motion_probability=1, breath_mm=0.0, heartbeat_mm=6.0))
+        moved = 0
+        for seed in range(20):
+            varied = beating(replace(still, regions_DHW=regions), seeded(seed)).hu_DHW
+            changed = np.abs(varied - still.hu_DHW) > 0.01
+            assert not changed[~heart.any(axis=(1, 2))].any()
+            near = ndimage.binary_dilation(heart, np.ones((1, 3, 3)), iterations=8)
+            assert not changed[~near].any()
+            assert varied.min() >= -800.01
+            assert varied.max() <= 60.01
+            moved += bool(changed.any())
+        assert moved == 20
+        without = replace(still, regions_DHW=None)
+        assert np.array_equal(beating(without, seeded()).hu_DHW, without.hu_DHW)
 
     def test_the_hu_scale_moves_fluid_less_than_fluid_lies_from_soft_tissue(self) -> None:
         sample = replace(blob_sample(), hu_DHW=np.full(SHAPE, 10, np.float32))

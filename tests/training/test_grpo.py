@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from support.training_store import losses, phantom_store, training_config, write
 from vlm3d.config import Config
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
+from vlm3d.labels import DISEASE_NAMES
+from vlm3d.model.checkpoint import (
+    StoredThresholds,
+    heads_fingerprint,
+    read_thresholds,
+    write_thresholds,
+)
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training import grpo
 from vlm3d.training.grpo_loss import Objective, group_advantages, grpo_loss, kl_estimate, token_weights
 from vlm3d.training.phases import chosen_phases
-from vlm3d.training.reward_comparison import compare_rewards, score_held_out
+from vlm3d.training.reward_comparison import compare_rewards, held_out_cases, score_held_out
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
 
@@ -271,6 +279,35 @@ def test_a_resumed_run_samples_and_scores_the_same_reports(
         for folder in (start, tmp_path / "whole" / "final", tmp_path / "parts" / "final")
     )
     assert ended[0] == ended[1] != begun
+
+
+def test_thresholds_call_the_findings_and_stay_with_heads_that_do_not_learn(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(start, tuned)
+    heads = heads_fingerprint(VLM3DMultiTask.from_pretrained(start).checkpoint_state_dict())
+    never = StoredThresholds(dict.fromkeys(DISEASE_NAMES, 1.0), "no finding at all", heads)
+    write_thresholds(tuned, never)
+    config = grpo_config(pretrained, {"steps": 1, "predicted_findings": 1.0})
+    trainer = Trainer(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=tuned))
+    trainer.run()
+    for folder in ("final", "grpo", "last/checkpoint"):
+        assert read_thresholds(tmp_path / "run" / folder) == never
+    prompts = {}
+    for name, thresholds in (
+        ("never", never),
+        ("always", replace(never, values=dict.fromkeys(DISEASE_NAMES, 0.0))),
+    ):
+        dataset = PreparedDataset(store, ("train",))
+        (case,) = held_out_cases(trainer.model.eval(), dataset, config, 1, thresholds)
+        prompts[name] = case.context.prompt_text
+    assert not any(disease.lower() in prompts["never"].lower() for disease in DISEASE_NAMES)
+    assert all(disease.lower() in prompts["always"].lower() for disease in DISEASE_NAMES)
+
+    config = grpo_config(pretrained, {"steps": 1})
+    joint = TrainingRequest(config, store, tmp_path / "joint", ["joint"], start_from=tuned)
+    assert read_thresholds(train(joint)) is None  # its heads are others now
 
 
 def test_equal_rewards_are_sampled_elsewhere_and_teach_nothing(

@@ -1,4 +1,4 @@
-"""Vary a training scan as patients and scanners vary: turned, scaled, moved, noisier, softer; masks go along.
+"""Vary a training scan as patients and scanners vary: turned, scaled, breathing, noisier, softer; masks go along.
 
 Two steps, each with all its random numbers drawn before it starts, so that a seed says everything:
 
@@ -6,7 +6,7 @@ Two steps, each with all its random numbers drawn before it starts, so that a se
    coordinates. Turning happens in the axial plane only, scaling and moving along all axes. A patient lies turned about
    the long axis more than any other, all slices share the weights of one turn, which costs a fraction of a free 3D one,
    and a turn out of that plane would smear thick slices into one another.
-2. **Intensity**, on the image alone: noise, then the kernel that shapes it, then thick slices, then the HU scale.
+2. **Intensity**, on the image alone: motion, noise, then the kernel that shapes it, then thick slices, then the HU scale.
 
 Arrays are canonical (D superior, H posterior, W left), as `vlm3d.datasets.prepared` stores them.
 """
@@ -29,7 +29,7 @@ from vlm3d.datasets.augmentation_text import mirrored_report
 
 NO_AUGMENTATION = AugmentationConfig(
     geometry_probability=0.0, intensity_probability=0.0, noise_probability=0.0, blur_probability=0.0,
-    lowres_probability=0.0,
+    lowres_probability=0.0, motion_probability=0.0,
 )  # fmt: skip
 """Leaves every scan as it is, to the bit."""
 
@@ -39,6 +39,7 @@ OUTSIDE_HU = -1024.0
 _SLAB = 8  # slices worked on at once: they stay in the processor's cache
 _BEND_HU = (-1000.0, 1000.0)
 _CUTOUT_TRIES = 8
+_GHOST_SHARE = (0.2, 0.45)  # weight of a second contour
 _WITHOUT_MIRROR = {"right_middle_lobe": "left_upper_lobe"}
 
 
@@ -171,12 +172,19 @@ class Augmenter:
                 config.blur_probability if config.blur_mm else 0,
                 config.lowres_probability if config.lowres_slices > 1 else 0,
                 config.intensity_probability,
+                config.motion_probability if config.breath_mm else 0,
+                config.motion_probability if config.heartbeat_mm else 0,
             ]
         )
-        noise, kernel, lowres, scale = rng.random(4) < chances
-        if not (noise or kernel or lowres or scale or config.cutout_boxes):
+        noise, kernel, lowres, scale, breath, heartbeat = rng.random(6) < chances
+        if not (noise or kernel or lowres or scale or breath or heartbeat or config.cutout_boxes):
             return sample
         hu_DHW = np.array(sample.hu_DHW, dtype=np.float32)
+        if breath:
+            _breathe(hu_DHW, config.breath_mm / sample.spacing_mm[0], rng)
+        if heartbeat and sample.regions_DHW is not None:
+            reach_HW = [config.heartbeat_mm / side for side in sample.spacing_mm[1:]]
+            _beat(hu_DHW, sample.regions_DHW == REGION_IDS["heart"], reach_HW, rng)
         if noise:
             _add_noise(hu_DHW, float(rng.uniform(0, config.noise_hu)), rng)
         if kernel:
@@ -281,6 +289,44 @@ def _as_stored(hu_DHW: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any
     for slab in _slabs(len(hu_DHW)):
         stored_DHW[slab] = np.clip(np.rint(hu_DHW[slab]), -32768, 32767)
     return stored_DHW
+
+
+def _breathe(hu_DHW: NDArray[np.float32], reach: float, rng: np.random.Generator) -> None:
+    """A breath leaves a second, weaker scan `reach` slices away at most: full at the bases, gone further up."""
+    depth = len(hu_DHW)
+    shift, share = float(rng.uniform(0.3, 1) * reach * rng.choice([-1, 1])), float(rng.uniform(*_GHOST_SHARE))
+    stop = float(rng.uniform(0.4, 0.9)) * depth
+    weight_D = share * np.clip((stop - np.arange(depth)) / (0.5 * stop), 0, 1)
+    still_DHW, source_D = hu_DHW.copy(), np.clip(np.arange(depth) + shift, 0, depth - 1)
+    for d in np.flatnonzero(weight_D):
+        low = min(int(source_D[d]), depth - 2) if depth > 1 else 0
+        between, high = np.float32(source_D[d] - low), min(low + 1, depth - 1)
+        ghost_HW = still_DHW[low] + between * (still_DHW[high] - still_DHW[low])
+        hu_DHW[d] += np.float32(weight_D[d]) * (ghost_HW - still_DHW[d])
+
+
+def _beat(
+    hu_DHW: NDArray[np.float32], heart_DHW: NDArray[np.bool_], reach_HW: list[float], rng: np.random.Generator
+) -> None:
+    """A heartbeat leaves a second, weaker heart beside the first, in the plane; it fades around the heart."""
+    angle, length = float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.3, 1))
+    share = float(rng.uniform(*_GHOST_SHARE))
+    found = ndimage.find_objects(heart_DHW.astype(np.uint8))
+    if not found:
+        return
+    margin = [0, *(int(np.ceil(reach)) + 1 for reach in reach_HW)]
+    box = tuple(
+        slice(max(0, cut.start - more), min(size, cut.stop + more))
+        for cut, more, size in zip(found[0], margin, hu_DHW.shape, strict=True)
+    )
+    part = hu_DHW[box]
+    shift = [0.0, np.sin(angle) * length * reach_HW[0], np.cos(angle) * length * reach_HW[1]]
+    ghost = ndimage.shift(part, shift, order=1, mode="nearest")
+    fade = np.ones(part.shape, np.float32)
+    for axis, size in enumerate(part.shape):
+        edge = np.clip(3 * (1 - np.abs(np.linspace(-1, 1, size, dtype=np.float32))), 0, 1)
+        fade *= edge.reshape([-1 if place == axis else 1 for place in range(3)])
+    part += np.float32(share) * fade * (ghost - part)
 
 
 def _add_noise(hu_DHW: NDArray[np.float32], sigma_hu: float, rng: np.random.Generator) -> None:

@@ -44,11 +44,10 @@ from vlm3d.inference.prediction import (
     ScanInfo,
 )
 from vlm3d.inference.settings import PredictionSettings
-from vlm3d.inference.thresholds import DEFAULT_THRESHOLD, threshold_of
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import TASKS
-from vlm3d.model.checkpoint import StoredThresholds
+from vlm3d.model.checkpoint import DEFAULT_THRESHOLD, StoredThresholds, threshold_of
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.heads import read_heads
 from vlm3d.model.location import describe_findings, places_of

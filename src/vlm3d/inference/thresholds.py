@@ -18,13 +18,6 @@ from vlm3d.model.checkpoint import (
 )
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
-DEFAULT_THRESHOLD = 0.5
-
-
-def threshold_of(disease: str, thresholds: StoredThresholds | None) -> float:
-    """The stored threshold of a disease, else 0.5."""
-    return DEFAULT_THRESHOLD if thresholds is None else thresholds.values.get(disease, DEFAULT_THRESHOLD)
-
 
 def thresholds_for(model: VLM3DMultiTask, checkpoint: str | Path) -> StoredThresholds | None:
     """The thresholds that lie beside a checkpoint; None where none do.

@@ -43,6 +43,7 @@ TRAINING_FILE = "training.json"
 THRESHOLDS_FILE = "thresholds.json"
 Status = Literal["untrained", "synthetic", "trained"]
 STATUSES: tuple[Status, ...] = ("untrained", "synthetic", "trained")
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,31 @@ class StoredThresholds:
     fingerprint: str
     fusion: HeadFusion | None = None
 
+    def fit(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether they were tuned for these weights, of `VLM3DMultiTask.checkpoint_state_dict`."""
+        return self.fingerprint == heads_fingerprint(state)
+
+
+def threshold_of(disease: str, thresholds: StoredThresholds | None) -> float:
+    """The stored threshold of a disease, else 0.5."""
+    return DEFAULT_THRESHOLD if thresholds is None else thresholds.values.get(disease, DEFAULT_THRESHOLD)
+
 
 def write_checkpoint(
-    folder: Path, config: Config, state: Mapping[str, Tensor], training: Mapping[str, Any]
+    folder: Path,
+    config: Config,
+    state: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    thresholds: StoredThresholds | None = None,
 ) -> None:
     """Write a checkpoint folder atomically; an earlier checkpoint there is replaced only by a complete one.
+
+    Args:
+        folder: Of the checkpoint.
+        config: Its settings.
+        state: Its tensors.
+        training: How it was trained.
+        thresholds: Left out if they were tuned for other weights.
 
     Raises:
         OutputError: The folder exists and is no checkpoint, or cannot be written.
@@ -76,6 +97,8 @@ def write_checkpoint(
     with whole_folder(folder) as fresh:
         (fresh / CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
         (fresh / TRAINING_FILE).write_text(json.dumps(training, indent=2), encoding="utf-8")
+        if thresholds is not None and thresholds.fit(state):
+            (fresh / THRESHOLDS_FILE).write_text(_as_json(thresholds), encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:
             save_file(tensors, fresh / WEIGHTS_FILE)
@@ -170,7 +193,7 @@ def read_thresholds(folder: Path) -> StoredThresholds | None:
 
 
 def write_thresholds(folder: Path, thresholds: StoredThresholds) -> Path:
-    """Put thresholds beside a checkpoint's weights; saving the checkpoint again drops them.
+    """Put thresholds beside a checkpoint's weights.
 
     Raises:
         CheckpointError: The folder is no checkpoint.
@@ -178,8 +201,12 @@ def write_thresholds(folder: Path, thresholds: StoredThresholds) -> Path:
     """
     if not _is_checkpoint(folder):
         raise CheckpointError(f"{folder} is no checkpoint: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}")
-    write_atomically(folder / THRESHOLDS_FILE, json.dumps(asdict(thresholds), indent=2) + "\n")
+    write_atomically(folder / THRESHOLDS_FILE, _as_json(thresholds))
     return folder / THRESHOLDS_FILE
+
+
+def _as_json(thresholds: StoredThresholds) -> str:
+    return json.dumps(asdict(thresholds), indent=2) + "\n"
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -494,7 +494,13 @@ class VLM3DMultiTask(nn.Module):
         """Sixteen digits that tell two sets of weights apart."""
         return checkpoint.fingerprint(self.checkpoint_state_dict())
 
-    def save_pretrained(self, folder: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        training: Mapping[str, Any] | None = None,
+        thresholds: checkpoint.StoredThresholds | None = None,
+    ) -> None:
         """Write a checkpoint folder (see `vlm3d.model.checkpoint`), as a whole or not at all.
 
         Adapters are in it once a language model was there for them to train in; without, they start as no change.
@@ -502,6 +508,7 @@ class VLM3DMultiTask(nn.Module):
         Args:
             folder: Created, or replaced if it is a checkpoint.
             training: How it was trained; ``status`` defaults to the model's own.
+            thresholds: Kept beside the weights if they were tuned for these.
 
         Raises:
             OutputError: It cannot be written.
@@ -512,7 +519,7 @@ class VLM3DMultiTask(nn.Module):
             "anatomy": list(self.learned_anatomy),
             **(training or {}),
         }
-        checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note)
+        checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note, thresholds)
 
     @classmethod
     def from_pretrained(

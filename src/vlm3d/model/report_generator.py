@@ -433,22 +433,18 @@ class ReportGenerator(nn.Module):
         if self.location.uses_embedding:
             image_BQM = torch.cat([image_BQM, self._lesion_tokens(patch_BNC, evidence)], dim=1)
         image_BQM = image_BQM.to(device=llm.device, dtype=llm.dtype)
+        texts = self.findings_in_words(evidence, len(global_BC)) if prompt_texts is None else prompt_texts
+        if len(texts) != len(global_BC):
+            raise ValueError(f"{len(texts)} prompt texts for {len(global_BC)} scans")
         prompts = []
-        for image_QM, text in zip(
-            image_BQM, self._texts(len(global_BC), prompt_texts, evidence), strict=True
-        ):
+        for image_QM, text in zip(image_BQM, texts, strict=True):
             after = AFTER_IMAGE.format(findings=text) if text else AFTER_IMAGE_ALONE
             head, tail = llm.chat_around_image(SYSTEM_PROMPT, BEFORE_IMAGE, after)
             prompts.append(torch.cat([llm.embed_ids(head), image_QM, llm.embed_ids(tail)]))
         return prompts
 
-    def _texts(
-        self, batch: int, prompt_texts: Sequence[str] | None, evidence: LesionEvidence | None
-    ) -> Sequence[str]:
-        if prompt_texts is not None:
-            if len(prompt_texts) != batch:
-                raise ValueError(f"{len(prompt_texts)} prompt texts for {batch} scans")
-            return prompt_texts
+    def findings_in_words(self, evidence: LesionEvidence | None, batch: int = 1) -> Sequence[str]:
+        """What the prompt tells of each scan; empty where findings are not told in words."""
         if not self.location.uses_text or evidence is None or evidence.disease_probabilities_BK is None:
             return [""] * batch
         return self.location.describe(

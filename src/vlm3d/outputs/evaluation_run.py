@@ -102,7 +102,8 @@ def evaluate_checkpoint(
     from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, tune_on_store
     from vlm3d.inference.head_contradictions import ReportMender
     from vlm3d.inference.loading import choose_device
-    from vlm3d.inference.thresholds import threshold_of, thresholds_for
+    from vlm3d.inference.thresholds import thresholds_for
+    from vlm3d.model.checkpoint import threshold_of
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     if report_batch < 1:

@@ -52,7 +52,7 @@ class ReportContext:
     Attributes:
         features: Of the encoder, for one scan.
         prompt_text: Findings in words; empty where they are not told in words.
-        evidence: Findings and masks.
+        evidence: Masks, where the prompt holds tokens of them.
     """
 
     features: VisionFeatures
@@ -63,17 +63,10 @@ class ReportContext:
     def of(
         cls, generator: ReportGenerator, features: VisionFeatures, evidence: LesionEvidence
     ) -> ReportContext:
-        """Word the findings once."""
-        text = ""
-        if generator.location.uses_text and evidence.disease_probabilities_BK is not None:
-            (text,) = generator.location.describe(
-                evidence.disease_probabilities_BK,
-                evidence.masks_BLDHW,
-                evidence.regions_BDHW,
-                evidence.spacing_mm,
-                evidence.disease_thresholds,
-            )
-        return cls(features, text, evidence)
+        """Word the findings once, and let go what no prompt needs after that: masks are large."""
+        (text,) = generator.findings_in_words(evidence)
+        masks = evidence.masks_BLDHW if generator.location.uses_embedding else None
+        return cls(features, text, LesionEvidence(masks_BLDHW=masks, grid=evidence.grid))
 
     def prompt(self, generator: ReportGenerator) -> Tensor:
         """The prompt's embeddings (P, M)."""
@@ -96,7 +89,6 @@ class ReportContext:
             return None if tensor is None else tensor.expand(rows, *tensor.shape[1:])
 
         features = self.features
-        masks = self.evidence.masks_BLDHW if generator.location.uses_embedding else None
         found = generator(
             repeated(features.global_BC),
             repeated(features.region_BRC),
@@ -104,7 +96,7 @@ class ReportContext:
             tokens_KT,
             mask_KT.long(),
             prompt_texts=[self.prompt_text] * rows,
-            evidence=replace(self.evidence, masks_BLDHW=repeated(masks)),
+            evidence=replace(self.evidence, masks_BLDHW=repeated(self.evidence.masks_BLDHW)),
             region_present_BR=repeated(features.region_present_BR),
         )
         logits_KTV = found["logits"].float() / temperature

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vlm3d.config import Config
 from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_sections import HEADINGS
 from vlm3d.training.data import Batch, ScanStream, collate
@@ -90,6 +91,7 @@ class GrpoLearner:
         accelerator: Of the run.
         parameters: What trains, by name.
         rewards: By name, with weights; those of the settings by default.
+        thresholds: Heads are weighed and findings called by them if they fit the model's weights.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class GrpoLearner:
         accelerator: Any,
         parameters: Mapping[str, nn.Parameter],
         rewards: Mapping[str, tuple[float, Reward]] | None = None,
+        thresholds: StoredThresholds | None = None,
     ) -> None:
         if model.report_generator.llm is None:
             raise RuntimeError("reports are sampled with a language model: call load_llm() first")
@@ -112,6 +115,8 @@ class GrpoLearner:
         self.accelerator = accelerator
         self.stream = ScanStream(dataset, config, phase, phase_number)
         self.parameters = dict(parameters)
+        fit = thresholds is not None and thresholds.fit(model.checkpoint_state_dict())
+        self.thresholds = thresholds if fit else None
         self.rewards = rewards or weighted_rewards(phase, FrozenPerplexity(self.llm, phase.rows_per_pass))
         self.objective = Objective(phase.clip_low, phase.clip_high, phase.kl_weight)
         self.longest = phase.max_new_tokens or (
@@ -322,6 +327,7 @@ class GrpoLearner:
                     < self.phase.predicted_findings
                     for index in range(len(batch.case_ids))
                 ],
+                self.thresholds,
             )
 
     @contextmanager

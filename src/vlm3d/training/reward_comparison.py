@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from vlm3d.evaluation.bootstrap import (
 from vlm3d.evaluation.labeler import label_reports
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.labels import DISEASE_NAMES
+from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.data import ScanStream, collate
 from vlm3d.training.group_sampling import FrozenPerplexity, ReportContext
@@ -37,6 +39,9 @@ from vlm3d.training.validation import Validation
 
 if TYPE_CHECKING:
     from vlm3d.training.grpo import GrpoLearner
+
+REPORTS_AT_ONCE = 8
+"""Reports written side by side."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,7 @@ class ScoredReports:
         case_ids: N.
         patient_ids: N.
         texts: N reports, decoded as `ReportGenerator.generate` does.
-        figures: Name -> N values: ``reward``, ``reward_NAME``, ``words``, ``repeated``, ``invented``, ``missed``,
-            ``vague``.
+        figures: Name -> N values: ``reward``, ``reward_NAME``, and those of `ReportWatch`.
         label_NK: True labels, NaN where unknown.
     """
 
@@ -82,7 +86,11 @@ class ScoredReports:
 
 
 def held_out_cases(
-    model: VLM3DMultiTask, dataset: PreparedDataset, config: Config, limit: int | None = None
+    model: VLM3DMultiTask,
+    dataset: PreparedDataset,
+    config: Config,
+    limit: int | None = None,
+    thresholds: StoredThresholds | None = None,
 ) -> Iterable[HeldOutCase]:
     """Scans of a split as they are, in an order that never changes, each encoded when its turn comes.
 
@@ -91,6 +99,7 @@ def held_out_cases(
         dataset: A split that was not trained on.
         config: The run's settings.
         limit: Most scans.
+        thresholds: As `scan_contexts` takes them.
     """
     quiet = config.model_copy(
         update={"training": config.training.model_copy(update={"augmentation": NO_AUGMENTATION})}
@@ -102,7 +111,7 @@ def held_out_cases(
     patients = {case.case_id: case.patient_id for case in dataset.cases}
     for position in range(len(dataset) if limit is None else min(limit, len(dataset))):
         batch = collate([stream[position]]).to(device)
-        ((context, truth),) = scan_contexts(model, batch)
+        ((context, truth),) = scan_contexts(model, batch, thresholds=thresholds)
         case_id = batch.case_ids[0]
         yield HeldOutCase(case_id, patients[case_id], context, truth)
 
@@ -119,43 +128,35 @@ def score_written(
     """
     rows: list[dict[str, float]] = []
     ids, patients, texts, labels = [], [], [], []
-    for case in cases:
-        context = case.context
-        (written,) = model.report_generator.generate(
-            context.features.global_BC,
-            context.features.region_BRC,
-            context.features.patch_BNC,
-            [context.prompt_text],
-            context.evidence,
-            context.features.region_present_BR,
-        )
-        scores = score_reports([written.text], case.truth, rewards)
-        watch = watch_reports([written.text], case.truth)
-        rows.append(
-            {
-                ("reward" if name == "total" else f"reward_{name}"): values[0]
-                for name, values in scores.items()
-            }
-            | {
-                "words": watch.words,
-                "repeated": watch.repeated,
-                "invented": watch.invented,
-                "missed": watch.missed,
-                "vague": watch.vague,
-            }
-        )
-        ids.append(case.case_id)
-        patients.append(case.patient_id)
-        texts.append(written.text)
-        labels.append(case.truth.labels_K)
+    generator, left = model.report_generator, iter(cases)
+    while some := list(islice(left, REPORTS_AT_ONCE)):
+        prompts = [case.context.prompt(generator) for case in some]
+        for case, (written,) in zip(some, generator.write(prompts), strict=True):
+            scores = score_reports([written.text], case.truth, rewards)
+            rows.append(
+                {
+                    ("reward" if name == "total" else f"reward_{name}"): values[0]
+                    for name, values in scores.items()
+                }
+                | asdict(watch_reports([written.text], case.truth))
+            )
+            ids.append(case.case_id)
+            patients.append(case.patient_id)
+            texts.append(written.text)
+            labels.append(case.truth.labels_K)
     figures = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     return ScoredReports(
         tuple(ids), tuple(patients), tuple(texts), figures, np.array(labels, dtype=np.float64)
     )
 
 
+@torch.no_grad()
 def score_held_out(
-    model: VLM3DMultiTask, dataset: PreparedDataset, phase: GrpoPhase, limit: int | None = None
+    model: VLM3DMultiTask,
+    dataset: PreparedDataset,
+    phase: GrpoPhase,
+    limit: int | None = None,
+    thresholds: StoredThresholds | None = None,
 ) -> ScoredReports:
     """Write and score a checkpoint's reports on held-out scans.
 
@@ -164,6 +165,7 @@ def score_held_out(
         dataset: Prepared as the model needs it.
         phase: Weights of the rewards.
         limit: Most scans.
+        thresholds: Of the checkpoint.
 
     Raises:
         ConfigError: The store was prepared for another model.
@@ -175,7 +177,7 @@ def score_held_out(
     llm = model.report_generator.llm
     assert llm is not None
     rewards = weighted_rewards(phase, FrozenPerplexity(llm, phase.rows_per_pass))
-    return score_written(model, held_out_cases(model, dataset, model.config, limit), rewards)
+    return score_written(model, held_out_cases(model, dataset, model.config, limit, thresholds), rewards)
 
 
 def compare_rewards(
@@ -226,7 +228,9 @@ def validate_rewards(learner: GrpoLearner, dataset: PreparedDataset) -> Validati
     """
     model, config = learner.model, learner.config
     model.eval()
-    cases = list(held_out_cases(model, dataset, config, config.training.validation_reports))
+    cases = list(
+        held_out_cases(model, dataset, config, config.training.validation_reports, learner.thresholds)
+    )
     if not cases:
         return Validation({}, 0.0)
     after = score_written(model, cases, learner.rewards)

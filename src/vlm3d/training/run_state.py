@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vlm3d.errors import CheckpointError
 from vlm3d.io import whole_folder
+from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -125,14 +126,15 @@ def write_state(
     state: RunState,
     tensors: Mapping[str, Tensor],
     training: Mapping[str, Any],
+    thresholds: StoredThresholds | None = None,
 ) -> None:
-    """Write a point to resume from, whole or not at all.
+    """Write a point to resume from, whole or not at all; thresholds as `VLM3DMultiTask.save_pretrained` takes them.
 
     Raises:
         OutputError: It cannot be written.
     """
     with whole_folder(folder) as fresh:
-        model.save_pretrained(fresh / CHECKPOINT_FOLDER, training=training)
+        model.save_pretrained(fresh / CHECKPOINT_FOLDER, training=training, thresholds=thresholds)
         try:
             save_file(
                 {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, fresh / TENSORS_FILE

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from vlm3d.evaluation.location_facts import LocationFact
+from vlm3d.model.checkpoint import StoredThresholds, threshold_of
+from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.training.data import Batch
@@ -17,7 +19,10 @@ from vlm3d.training.rewards import ReportTruth, located_in_masks, truth_of_repor
 
 @torch.no_grad()
 def scan_contexts(
-    model: VLM3DMultiTask, batch: Batch, predicted: list[bool] | None = None
+    model: VLM3DMultiTask,
+    batch: Batch,
+    predicted: list[bool] | None = None,
+    thresholds: StoredThresholds | None = None,
 ) -> list[tuple[ReportContext, ReportTruth]]:
     """Encode a batch once: each scan's features and findings for the report generator, and its truth.
 
@@ -25,25 +30,28 @@ def scan_contexts(
         model: In evaluation mode.
         batch: Of whole scans.
         predicted: A scan's report builds on what the heads find, not on the truth; all do by default.
+        thresholds: How the heads are weighed and when they have found something, as in prediction.
     """
     predicted = predicted or [True] * len(batch.case_ids)
     features = model.encode(batch.intensity_B1DHW, batch.regions_BDHW)
     classified = model.classify(features)
-    found_BK = classified["probabilities"].float()
-    drawn_BLDHW = (
-        model.localize(batch.intensity_B1DHW, batch.regions_BDHW, features)["mask_logits"].float().sigmoid()
-    )
+    logits_BLDHW = model.localize(batch.intensity_B1DHW, batch.regions_BDHW, features)["mask_logits"].float()
+    fusion = None if thresholds is None else thresholds.fusion
     spacing_mm = model.config.preprocessing.spacing_mm
     contexts = []
     for index, builds_on_heads in enumerate(predicted):
         one = slice(index, index + 1)
         labels_1K, masks_1LDHW = batch.labels_BK[one], batch.masks_BLDHW[one]
         regions_1DHW = None if batch.regions_BDHW is None else batch.regions_BDHW[one]
+        odds = HeadOdds.of(
+            classified["logits"][index], model.disease_names, logits_BLDHW[index], model.lesions
+        )
+        called = [p >= threshold_of(name, thresholds) for name, p in odds.probabilities(fusion).items()]
+        called_1K = torch.tensor([called], device=labels_1K.device).to(labels_1K.dtype)
+        drawn_1LDHW = drawn_probability(logits_BLDHW[index], model.lesions, odds, fusion)[None]
         evidence = LesionEvidence(
-            found_BK[one] if builds_on_heads else labels_1K.where(~labels_1K.isnan(), found_BK[one]),
-            drawn_BLDHW[one]
-            if builds_on_heads
-            else masks_1LDHW.float().where(masks_1LDHW >= 0, drawn_BLDHW[one]),
+            called_1K if builds_on_heads else labels_1K.where(~labels_1K.isnan(), called_1K),
+            drawn_1LDHW if builds_on_heads else masks_1LDHW.float().where(masks_1LDHW >= 0, drawn_1LDHW),
             regions_1DHW,
             spacing_mm,
             features.grid,

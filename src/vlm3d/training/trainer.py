@@ -124,6 +124,7 @@ class Trainer:
             kwargs_handlers=[accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.state, self._tensors = self._found_state()
+        self.thresholds: checkpoint.StoredThresholds | None = None  # of the weights that the run started from
         self.model = self._build_model()
         check_start(self.phases, self.model.untrained_tasks)
         loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
@@ -170,7 +171,13 @@ class Trainer:
         self._grpo = None
         if isinstance(phase, GrpoPhase):
             self._grpo = GrpoLearner(
-                self.model, self.config, self.train_set, number, self.accelerator, in_phase
+                self.model,
+                self.config,
+                self.train_set,
+                number,
+                self.accelerator,
+                in_phase,
+                thresholds=self.thresholds,
             )
         if self._tensors is not None:
             restore_optimizer(optimizer, names, self._tensors)
@@ -322,7 +329,9 @@ class Trainer:
         if len(best) >= keep and found.score <= min(best.values()):
             return
         label = f"{name}_{self.state.step:06d}"
-        self.model.save_pretrained(self.folder / TOP / label, training=self._note(found.figures))
+        self.model.save_pretrained(
+            self.folder / TOP / label, training=self._note(found.figures), thresholds=self.thresholds
+        )
         best[label] = found.score
         while len(best) > keep:
             worst = min(best, key=lambda key: best[key])
@@ -341,7 +350,7 @@ class Trainer:
                 **(self._grpo.state_tensors() if self._grpo is not None else {}),
             }
             self.tracker.sync()
-            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}))
+            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}), self.thresholds)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, name: str, average: WeightAverage) -> None:
@@ -351,13 +360,13 @@ class Trainer:
             note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
             self._load(self.model, self.folder / TOP / best)
             for target in (name, FINAL):
-                self.model.save_pretrained(self.folder / target, training=note)
+                self.model.save_pretrained(self.folder / target, training=note, thresholds=self.thresholds)
         self.accelerator.wait_for_everyone()
         self._load(self.model, self.folder / name)
         self.state.finished.append(name)
         if self.accelerator.is_main_process:
             tensors = {**with_prefix("loss", self.step_module.loss.state_dict()), **random_tensors()}
-            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}))
+            write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}), self.thresholds)
         self.accelerator.wait_for_everyone()
 
     def _note(self, figures: Mapping[str, float]) -> dict[str, Any]:
@@ -424,6 +433,7 @@ class Trainer:
             raise ConfigError(f"{folder} holds another model than the settings ask for")
         model.load_checkpoint_state_dict(state)
         model.untrained_tasks = tuple(checkpoint.read_training(folder).get("untrained_tasks", ()))
+        self.thresholds = checkpoint.read_thresholds(folder)
 
     def _enter(self, name: str) -> None:
         """Start a phase: its own steps, its own best, random numbers that do not depend on what ran before."""
