@@ -15,6 +15,7 @@ from vlm3d.evaluation.fusion_fitting import (
     fit_fusion,
     fit_logistic,
     fit_mask_offsets,
+    presence_threshold,
 )
 from vlm3d.labels import DISEASE_NAMES, LESIONS
 
@@ -46,7 +47,11 @@ def heads(cases: int = 200, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     peaks["lung_nodule"] = 2 * present["lung_nodule"] + rng.normal(size=cases)
     logits = {name: 3 * label + rng.normal(size=cases) for name, label in labels.items()}
     logits["Lung nodule"] = rng.normal(size=cases)
-    return {"logits": logits, "peaks": peaks, "labels": labels, "present": present, "dice": {}}
+    dice = {
+        key: np.where(has[:, None] > 0, rng.random((cases, 1)), np.nan) * np.ones(len(MASK_CUTS))
+        for key, has in present.items()
+    }
+    return {"logits": logits, "peaks": peaks, "labels": labels, "present": present, "dice": dice}
 
 
 def test_the_mask_speaks_where_the_classifier_is_blind() -> None:
@@ -72,6 +77,8 @@ def test_unknown_labels_are_left_out_and_few_cases_fit_nothing() -> None:
     found["present"]["pleural_effusion"][:] = np.nan
     found["present"]["consolidation"][:] = 0.0
     found["present"]["consolidation"][: MIN_OF_EACH - 1] = 1.0
+    found["dice"]["consolidation"][:] = np.nan
+    found["dice"]["consolidation"][: MIN_OF_EACH - 1] = 0.5
     fusion = fit_fusion(**found, lesions=LESIONS)
     assert fusion is not None
     assert "Lung nodule" in fusion.diseases
@@ -93,8 +100,25 @@ def test_dice_at_every_cut_equals_its_definition() -> None:
     np.testing.assert_allclose(dice_at_cuts(logits, true), expected)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_lesion_is_drawn_where_that_raises_the_mean_dice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probability = rng.integers(0, 8, 40) / 8
+    dice = np.where(rng.random(40) < probability, rng.random(40), np.nan)
+
+    def mean_dice(threshold: float) -> float:
+        drawn = probability >= threshold
+        counted = drawn | ~np.isnan(dice)
+        return float(np.where(drawn, np.nan_to_num(dice), 0)[counted].mean())
+
+    best = max(map(mean_dice, np.arange(0, 9) / 8))
+    assert mean_dice(presence_threshold(probability, dice)) == pytest.approx(best)
+
+
 def test_an_outline_moves_to_where_it_fits_and_stays_where_few_cases_tell() -> None:
     timid = np.repeat(np.where(MASK_CUTS == -1.5, 0.8, 0.3)[None], MIN_OF_EACH, axis=0)
     blind = np.zeros((MIN_OF_EACH, len(MASK_CUTS)))
-    found = fit_mask_offsets({"consolidation": timid, "lung_nodule": timid[1:], "pleural_effusion": blind})
+    lacking = np.full((3, len(MASK_CUTS)), np.nan)
+    timid = np.concatenate([lacking, timid])
+    found = fit_mask_offsets({"consolidation": timid, "lung_nodule": timid[:-1], "pleural_effusion": blind})
     assert found == {"consolidation": 1.5, "pleural_effusion": 0.0}

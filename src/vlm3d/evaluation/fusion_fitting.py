@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm3d.evaluation.ranking import Floats
-from vlm3d.evaluation.thresholds import tune_thresholds
+from vlm3d.evaluation.thresholds import best_cut, every_cut
 from vlm3d.labels import Lesion
 from vlm3d.model.head_fusion import HeadFusion, Mix, shown_by
 
@@ -63,15 +63,28 @@ def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
     """What is added to each mask's logits so that a cut at 0 has the highest mean Dice.
 
     Args:
-        dice: Lesion key -> `dice_at_cuts` of each case that has it (N, C).
+        dice: Lesion key -> `dice_at_cuts` of each case (N, C), NaN where the case lacks it.
     """
     offsets: dict[str, float] = {}
-    for key, dice_NC in dice.items():
+    for key, every_NC in dice.items():
+        dice_NC = every_NC[~np.isnan(every_NC).any(axis=1)]
         if len(dice_NC) >= MIN_OF_EACH:
             mean_C = dice_NC.mean(axis=0)
             best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
             offsets[key] = 0.0 - float(MASK_CUTS[best[np.argmin(np.abs(MASK_CUTS[best]))]])
     return offsets
+
+
+def presence_threshold(probability_N: Floats, dice_N: Floats) -> float:
+    """From which probability on a lesion is drawn: the highest mean Dice over the cases that have it or have it drawn.
+
+    Args:
+        probability_N: That each case has the lesion.
+        dice_N: Of its mask, were it drawn; NaN where the case lacks the lesion, and drawing it is worth 0.
+    """
+    lacks_N = np.isnan(dice_N)
+    cut, worth, alarms = every_cut(probability_N, np.nan_to_num(dice_N), lacks_N)
+    return best_cut(cut, worth / ((~lacks_N).sum() + alarms))
 
 
 def fit_fusion(
@@ -82,7 +95,7 @@ def fit_fusion(
     dice: Mapping[str, Floats],
     lesions: Sequence[Lesion],
 ) -> HeadFusion | None:
-    """Fit the diseases that masks show, each lesion's presence with the threshold of its highest F1, and its outline.
+    """Fit the diseases that masks show, each lesion's presence, from when on it is drawn, and its outline.
 
     Args:
         logits: Disease -> the classifier's, one a case (N,).
@@ -95,6 +108,7 @@ def fit_fusion(
     Returns:
         None where nothing has enough cases.
     """
+    offsets = fit_mask_offsets(dice)
     diseases: dict[str, Mix] = {}
     for name in logits:
         mix = _fit(logits[name], {key: peaks[key] for key in shown_by(name, lesions)}, labels[name])
@@ -113,8 +127,8 @@ def fit_fusion(
                 for logit, peak in zip(logits[lesion.disease][known_N], peaks[key][known_N], strict=True)
             ]
             drawn[key] = mix
-            thresholds[key] = float(tune_thresholds(np.array([found]).T, present[key][known_N, None])[0])
-    offsets = fit_mask_offsets(dice)
+            cut = int(np.argmin(np.abs(MASK_CUTS + offsets.get(key, 0.0))))
+            thresholds[key] = presence_threshold(np.array(found), dice[key][known_N, cut])
     return HeadFusion(diseases, drawn, thresholds, offsets) if diseases or drawn or offsets else None
 
 

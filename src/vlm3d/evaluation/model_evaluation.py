@@ -31,7 +31,7 @@ from vlm3d.evaluation.evaluator import (
     tuned_thresholds,
 )
 from vlm3d.evaluation.figures import Thresholds
-from vlm3d.evaluation.fusion_fitting import fit_fusion
+from vlm3d.evaluation.fusion_fitting import MASK_CUTS, fit_fusion
 from vlm3d.evaluation.grounding_figures import GroundedReport, grounding_section, located_findings
 from vlm3d.evaluation.intervals import as_json
 from vlm3d.evaluation.location_facts import LocationFact
@@ -293,11 +293,12 @@ def _fitted(
         )
         for lesion in model.lesions
     }
+    lacking = np.full(len(MASK_CUTS), np.nan)
     return fit_fusion(
         {name: np.array([tuning.odds.logits[name] for tuning in told]) for name in DISEASE_NAMES},
         {key: np.array([tuning.odds.peaks[key] for tuning in told]) for key in present},
         {name: labels_NK[:, k] for k, name in enumerate(DISEASE_NAMES)},
         present,
-        {key: np.array([tuning.dice[key] for tuning in told if key in tuning.dice]) for key in present},
+        {key: np.array([tuning.dice.get(key, lacking) for tuning in told]) for key in present},
         model.lesions,
     )
