@@ -1,34 +1,30 @@
-"""The mean of two checkpoints of one training, which draws masks a little better than either: FIRST SECOND OUT.
+"""The mean of checkpoints of one training, which draws masks a little better than each: OUT CHECKPOINT CHECKPOINT ...
 
-What both have in common stays; everything but the weights is the second one's. `OUT` is a new folder.
+`OUT` is a new folder; everything but the weights is the last checkpoint's, and `training.json` names all of them.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+import torch
 
-WEIGHTS = "model.safetensors"
+from vlm3d.model.checkpoint import fingerprint, read_config, read_training, read_weights, write_checkpoint
 
 
 def main() -> None:
     """Write the mean."""
-    first, second, out = (Path(argument) for argument in sys.argv[1:])
-    other, mean = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
-    for name, tensor in mean.items():
-        if tensor.is_floating_point():
-            mean[name] = ((tensor.float() + other[name].float()) / 2).to(tensor.dtype)
-    with safe_open(second / WEIGHTS, "pt") as opened:
-        metadata = opened.metadata()
-    fresh = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(second, fresh, ignore=shutil.ignore_patterns("thresholds.json"))
-    save_file(mean, fresh / WEIGHTS, metadata=metadata)
-    fresh.rename(out)
+    out, *folders = (Path(argument) for argument in sys.argv[1:])
+    states = [read_weights(folder) for folder in folders]
+    mean = {
+        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[-1].items()
+    }
+    training = read_training(folders[-1]) | {"mean_of": [fingerprint(state) for state in states]}
+    write_checkpoint(out, read_config(folders[-1]), mean, training)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ $VLM3D train tiny --from "$WORK/run6b/final" --data "$WORK/fifth" --out "$WORK/r
     $VARIED $PHASES.joint.steps=180 "${MASKS[@]}"
 mkdir -p "$WORK/run6"
 test -d "$WORK/run6/final" ||
-    ${PYTHON:-.venv/bin/python} runs/mean_weights.py "$WORK/run6b/final" "$WORK/run6c/final" "$WORK/run6/final"
+    ${PYTHON:-.venv/bin/python} runs/mean_weights.py "$WORK/run6/final" "$WORK/run6b/final" "$WORK/run6c/final"
 $VLM3D tune "$WORK/run6/final" --data "$WORK/fifth"
 
 # Judged as a user meets it, with searched regions; and once with exact ones, to tell the two apart.
