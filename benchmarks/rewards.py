@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 from measuring import machine
+from vlm3d.config import GrpoPhase
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.inference.thresholds import thresholds_for
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -31,8 +32,10 @@ def main() -> None:
     arguments = parser.parse_args()
     print(json.dumps(machine()), flush=True)
     dataset = PreparedDataset(arguments.data, (arguments.split,))
+    phase = VLM3DMultiTask.from_pretrained(arguments.after).config.training.phases.grpo
     before, after = (
-        scored(checkpoint, dataset, arguments.limit) for checkpoint in (arguments.before, arguments.after)
+        scored(checkpoint, dataset, phase, arguments.limit)
+        for checkpoint in (arguments.before, arguments.after)
     )
     gains = compare_rewards(before, after)
     means = before.means(), after.means()
@@ -43,10 +46,9 @@ def main() -> None:
         print(f"{name:18} {was:7.3f} {now:7.3f}  {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
 
 
-def scored(checkpoint: str, dataset: PreparedDataset, limit: int | None) -> ScoredReports:
-    """A checkpoint's reports of a split."""
+def scored(checkpoint: str, dataset: PreparedDataset, phase: GrpoPhase, limit: int | None) -> ScoredReports:
+    """A checkpoint's reports of a split, under the rewards of a phase."""
     model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=True)
-    phase = model.config.training.phases.grpo
     return score_held_out(model, dataset, phase, limit, thresholds_for(model, checkpoint))
 
 

@@ -17,6 +17,8 @@ def main() -> None:
     """Write the mean."""
     out, *folders = (Path(argument) for argument in sys.argv[1:])
     states = [read_weights(folder) for folder in folders]
+    if len(states) < 2 or any(state.keys() != states[-1].keys() for state in states):
+        sys.exit("two checkpoints or more with the same tensors are needed")
     mean = {
         name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(tensor.dtype)
         if tensor.is_floating_point()

@@ -247,13 +247,13 @@ class AugmentationConfig(Section):
     lowres_probability: float = Field(0.15, ge=0, le=1, description="Share averaged into thick slices.")
     lowres_slices: float = Field(3.0, ge=1, description="Most slices that become one thick slice.")
     motion_probability: float = Field(
-        0.15,
+        0.0,
         ge=0,
         le=1,
-        description="Share with a second contour of the diaphragm, and as many of the heart.",
+        description="Share that breathes, and share whose heart (if its region is known) beats; 0 as real scans move.",
     )
-    breath_mm: float = Field(6.0, ge=0, description="Farthest that the diaphragm's lies from the first.")
-    heartbeat_mm: float = Field(4.0, ge=0, description="Farthest that the heart's lies from the first.")
+    breath_mm: float = Field(6.0, ge=0, description="Largest shift of the diaphragm's second contour.")
+    heartbeat_mm: float = Field(4.0, ge=0, description="Largest shift of the heart's second contour.")
     cutout_boxes: int = Field(
         0,
         ge=0,

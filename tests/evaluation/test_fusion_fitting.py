@@ -48,7 +48,7 @@ def heads(cases: int = 200, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     logits = {name: 3 * label + rng.normal(size=cases) for name, label in labels.items()}
     logits["Lung nodule"] = rng.normal(size=cases)
     dice = {
-        key: np.where(has[:, None] > 0, rng.random((cases, 1)), np.nan) * np.ones(len(MASK_CUTS))
+        key: np.where(has[:, None] > 0, rng.random((cases, 1)), np.nan) / (1 + np.abs(MASK_CUTS + 1.5))
         for key, has in present.items()
     }
     return {"logits": logits, "peaks": peaks, "labels": labels, "present": present, "dice": dice}
@@ -67,6 +67,14 @@ def test_the_mask_speaks_where_the_classifier_is_blind() -> None:
     ]
     truth = other["labels"]["Lung nodule"]
     assert roc_auc_score(truth, scores) > roc_auc_score(truth, other["logits"]["Lung nodule"]) + 0.3
+    best = int(np.argmin(np.abs(MASK_CUTS + fusion.mask_offsets["lung_nodule"])))
+    own = [
+        fusion.lesions["lung_nodule"].probability(logit, {"lung_nodule": peak})
+        for logit, peak in zip(found["logits"]["Lung nodule"], found["peaks"]["lung_nodule"], strict=True)
+    ]
+    assert MASK_CUTS[best] == -1.5
+    expected = presence_threshold(np.array(own), found["dice"]["lung_nodule"][:, best])
+    assert fusion.lesion_thresholds["lung_nodule"] == expected
     opacity = fusion.diseases["Lung opacity"]
     assert abs(opacity.classifier) > 5 * max(map(abs, opacity.masks.values()))
 

@@ -347,6 +347,8 @@ def test_held_out_rewards_are_compared_pair_by_pair(
     before = score_held_out(model, dataset, phase, limit=2)
     assert len(before.case_ids) == 2
     assert set(before.figures) >= {"reward", "reward_clinical", "reward_factual", "reward_format", "words"}
+    training = model.config.training.model_copy(update={"seed": 7})  # of a run that ended there
+    model.config = model.config.model_copy(update={"training": training})
     same = compare_rewards(before, score_held_out(model, dataset, phase, limit=2))
     assert all(gain.value == 0 for gain in same.values() if not math.isnan(gain.value))
     raised = {**before.figures, "reward": before.figures["reward"] + np.array([0.1, 0.3])}

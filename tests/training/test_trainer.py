@@ -300,3 +300,19 @@ def test_a_run_is_not_resumed_with_other_settings(
         train(
             TrainingRequest(training_config(pretrained, weight_decay=0.3), store, tmp_path / "run", ["1.1"])
         )
+
+
+def test_a_run_from_before_an_augmentation_came_goes_on_without_it(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    request = TrainingRequest(config, store, tmp_path / "run", ["1.1"], stop_after=1)
+    train(request)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    del settings["training"]["augmentation"]["motion_probability"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    train(request)
+    moving = config.training.augmentation.model_copy(update={"motion_probability": 0.5})
+    training = config.training.model_copy(update={"augmentation": moving})
+    with pytest.raises(ConfigError, match=r"another training\.augmentation\.motion_probability"):
+        train(replace(request, config=config.model_copy(update={"training": training})))

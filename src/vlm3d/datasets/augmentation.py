@@ -123,7 +123,7 @@ class Augmenter:
         geometry = self.draw_geometry(rng)
         changed = self.move(sample, geometry)
         intensity_seed = int(rng.integers(2**63))  # what one scan needs does not shift the next one's numbers
-        return self._vary_intensity(changed, np.random.default_rng(intensity_seed))
+        return self._vary_intensity(changed, intensity_seed)
 
     def draw_geometry(self, rng: np.random.Generator) -> Geometry:
         """Draw how a scan is moved; takes as many random numbers whatever the settings."""
@@ -164,27 +164,29 @@ class Augmenter:
             report=report,
         )
 
-    def _vary_intensity(self, sample: TrainingSample, rng: np.random.Generator) -> TrainingSample:
-        config = self.config
+    def _vary_intensity(self, sample: TrainingSample, seed: int) -> TrainingSample:
+        config, rng = self.config, np.random.default_rng(seed)
+        motion_rng = np.random.default_rng(
+            [seed, 1]
+        )  # a scan that moves is otherwise varied as one that does not
         chances = np.array(
             [
                 config.noise_probability if config.noise_hu else 0,
                 config.blur_probability if config.blur_mm else 0,
                 config.lowres_probability if config.lowres_slices > 1 else 0,
                 config.intensity_probability,
-                config.motion_probability if config.breath_mm else 0,
-                config.motion_probability if config.heartbeat_mm else 0,
             ]
         )
-        noise, kernel, lowres, scale, breath, heartbeat = rng.random(6) < chances
+        noise, kernel, lowres, scale = rng.random(4) < chances
+        breath, heartbeat = motion_rng.random(2) < config.motion_probability
         if not (noise or kernel or lowres or scale or breath or heartbeat or config.cutout_boxes):
             return sample
         hu_DHW = np.array(sample.hu_DHW, dtype=np.float32)
         if breath:
-            _breathe(hu_DHW, config.breath_mm / sample.spacing_mm[0], rng)
+            _breathe(hu_DHW, config.breath_mm / sample.spacing_mm[0], motion_rng)
         if heartbeat and sample.regions_DHW is not None:
             reach_HW = [config.heartbeat_mm / side for side in sample.spacing_mm[1:]]
-            _beat(hu_DHW, sample.regions_DHW == REGION_IDS["heart"], reach_HW, rng)
+            _beat(hu_DHW, sample.regions_DHW == REGION_IDS["heart"], reach_HW, motion_rng)
         if noise:
             _add_noise(hu_DHW, float(rng.uniform(0, config.noise_hu)), rng)
         if kernel:
@@ -308,13 +310,13 @@ def _breathe(hu_DHW: NDArray[np.float32], reach: float, rng: np.random.Generator
 def _beat(
     hu_DHW: NDArray[np.float32], heart_DHW: NDArray[np.bool_], reach_HW: list[float], rng: np.random.Generator
 ) -> None:
-    """A heartbeat leaves a second, weaker heart beside the first, in the plane; it fades around the heart."""
+    """A heartbeat leaves a second, weaker heart beside the first, in the plane; it fades in the margin around the heart."""
     angle, length = float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.3, 1))
     share = float(rng.uniform(*_GHOST_SHARE))
     found = ndimage.find_objects(heart_DHW.astype(np.uint8))
     if not found:
         return
-    margin = [0, *(int(np.ceil(reach)) + 1 for reach in reach_HW)]
+    margin = [2, *(2 * int(np.ceil(reach)) + 1 for reach in reach_HW)]
     box = tuple(
         slice(max(0, cut.start - more), min(size, cut.stop + more))
         for cut, more, size in zip(found[0], margin, hu_DHW.shape, strict=True)
@@ -323,9 +325,9 @@ def _beat(
     shift = [0.0, np.sin(angle) * length * reach_HW[0], np.cos(angle) * length * reach_HW[1]]
     ghost = ndimage.shift(part, shift, order=1, mode="nearest")
     fade = np.ones(part.shape, np.float32)
-    for axis, size in enumerate(part.shape):
-        edge = np.clip(3 * (1 - np.abs(np.linspace(-1, 1, size, dtype=np.float32))), 0, 1)
-        fade *= edge.reshape([-1 if place == axis else 1 for place in range(3)])
+    for axis, (size, more) in enumerate(zip(part.shape, margin, strict=True)):
+        from_edge = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32)
+        fade *= np.clip(from_edge / more, 0, 1).reshape([-1 if place == axis else 1 for place in range(3)])
     part += np.float32(share) * fade * (ghost - part)
 
 

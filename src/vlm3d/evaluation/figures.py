@@ -25,6 +25,7 @@ from vlm3d.evaluation.lesion_scores import LESION_FIGURES
 from vlm3d.evaluation.localization import lesion_figures, nanmean
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.checkpoint import DEFAULT_THRESHOLD, StoredThresholds, threshold_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Thresholds:
     def fixed(cls, threshold: float) -> Thresholds:
         """One for all diseases."""
         return cls(np.full(len(DISEASE_NAMES), threshold), f"{threshold:g} for every disease")
+
+    @classmethod
+    def stored(cls, thresholds: StoredThresholds | None) -> Thresholds:
+        """Those that lie beside a checkpoint; 0.5 where none do."""
+        if thresholds is None:
+            return cls.fixed(DEFAULT_THRESHOLD)
+        values = np.array([threshold_of(name, thresholds) for name in DISEASE_NAMES])
+        return cls(values, f"stored with the checkpoint: {thresholds.source}")
 
     def as_json(self) -> dict[str, Any]:
         """By disease, with their source."""

@@ -80,7 +80,8 @@ def presence_threshold(probability_N: Floats, dice_N: Floats) -> float:
 
     Args:
         probability_N: That each case has the lesion.
-        dice_N: Of its mask, were it drawn; NaN where the case lacks the lesion, and drawing it is worth 0.
+        dice_N: Of its mask, were it drawn; NaN where the case lacks the lesion: drawing it is worth 0 there, and each such
+            case counts as drawn from the threshold on, though its mask may be empty all the same.
     """
     lacks_N = np.isnan(dice_N)
     cut, worth, alarms = every_cut(probability_N, np.nan_to_num(dice_N), lacks_N)

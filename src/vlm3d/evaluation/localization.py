@@ -7,7 +7,7 @@ in truth and prediction has no Dice; a case with one empty mask has Dice 0 and n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,7 +252,7 @@ def froc(cases: Sequence[LesionOverlaps], found_iou: float = FOUND_IOU) -> dict[
     return {rate: float(value) for rate, value in result.items()}
 
 
-def nanmean(values: Sequence[float]) -> float:
+def nanmean(values: Iterable[float]) -> float:
     """Mean of the values that are numbers; NaN without one."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")

@@ -27,7 +27,7 @@ def thresholds_for(model: VLM3DMultiTask, checkpoint: str | Path) -> StoredThres
     """
     folder = locate_checkpoint(checkpoint)
     thresholds = read_thresholds(folder)
-    if thresholds is not None and thresholds.fingerprint != _fingerprint(model):
+    if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict()):
         raise CheckpointError(
             f"{folder}/{THRESHOLDS_FILE} was tuned for other weights than these: delete it, or tune it again "
             "with 'vlm3d tune'"
@@ -80,10 +80,7 @@ def tune_checkpoint(
         name: min(max(float(value), 0.0), 1.0)
         for name, value in zip(DISEASE_NAMES, tuned.thresholds.value_K, strict=True)
     }
-    stored = StoredThresholds(values, tuned.thresholds.source, _fingerprint(model), tuned.fusion)
+    heads = heads_fingerprint(model.checkpoint_state_dict())
+    stored = StoredThresholds(values, tuned.thresholds.source, heads, tuned.fusion)
     write_thresholds(folder, stored)
     return stored
-
-
-def _fingerprint(model: VLM3DMultiTask) -> str:
-    return heads_fingerprint(model.checkpoint_state_dict())

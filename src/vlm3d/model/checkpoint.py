@@ -62,7 +62,7 @@ class StoredThresholds:
     fingerprint: str
     fusion: HeadFusion | None = None
 
-    def fit(self, state: Mapping[str, Tensor]) -> bool:
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
         """Whether they were tuned for these weights, of `VLM3DMultiTask.checkpoint_state_dict`."""
         return self.fingerprint == heads_fingerprint(state)
 
@@ -97,7 +97,7 @@ def write_checkpoint(
     with whole_folder(folder) as fresh:
         (fresh / CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
         (fresh / TRAINING_FILE).write_text(json.dumps(training, indent=2), encoding="utf-8")
-        if thresholds is not None and thresholds.fit(state):
+        if thresholds is not None and thresholds.fits(state):
             (fresh / THRESHOLDS_FILE).write_text(_as_json(thresholds), encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:

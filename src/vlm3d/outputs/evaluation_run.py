@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vlm3d.errors import ConfigError, InputError
 from vlm3d.evaluation.evaluation_files import check_folder, write_evaluation
 from vlm3d.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate
@@ -14,7 +12,6 @@ from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.prediction_files import read_findings
 from vlm3d.inference.prediction import Policy
 from vlm3d.io import write_atomically
-from vlm3d.labels import DISEASE_NAMES
 
 PAGE_FILE = "evaluation.html"
 Say = Callable[[str], None]
@@ -103,7 +100,6 @@ def evaluate_checkpoint(
     from vlm3d.inference.head_contradictions import ReportMender
     from vlm3d.inference.loading import choose_device
     from vlm3d.inference.thresholds import thresholds_for
-    from vlm3d.model.checkpoint import threshold_of
     from vlm3d.model.multi_task_model import VLM3DMultiTask
 
     if report_batch < 1:
@@ -129,8 +125,7 @@ def evaluate_checkpoint(
     elif stored is not None:
         fusion = stored.fusion
         if thresholds is None:
-            values = np.array([threshold_of(name, stored) for name in DISEASE_NAMES])
-            thresholds = Thresholds(values, f"stored with the checkpoint: {stored.source}")
+            thresholds = Thresholds.stored(stored)
     return evaluate_model(
         model,
         dataset,

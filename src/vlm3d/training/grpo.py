@@ -115,8 +115,10 @@ class GrpoLearner:
         self.accelerator = accelerator
         self.stream = ScanStream(dataset, config, phase, phase_number)
         self.parameters = dict(parameters)
-        fit = thresholds is not None and thresholds.fit(model.checkpoint_state_dict())
-        self.thresholds = thresholds if fit else None
+        if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict()):
+            logger.warning("the thresholds were tuned for other heads: each head speaks for itself, at 0.5")
+            thresholds = None
+        self.thresholds = thresholds
         self.rewards = rewards or weighted_rewards(phase, FrozenPerplexity(self.llm, phase.rows_per_pass))
         self.objective = Objective(phase.clip_low, phase.clip_high, phase.kl_weight)
         self.longest = phase.max_new_tokens or (

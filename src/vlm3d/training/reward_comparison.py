@@ -21,6 +21,7 @@ from vlm3d.evaluation.bootstrap import (
     resample_means,
 )
 from vlm3d.evaluation.labeler import label_reports
+from vlm3d.evaluation.localization import nanmean
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import StoredThresholds
@@ -81,7 +82,7 @@ class ScoredReports:
 
     def means(self) -> dict[str, float]:
         """Each figure's mean, and the macro F1 of the diseases that the reports tell."""
-        found = {name: float(np.mean(values)) for name, values in self.figures.items()}
+        found = {name: nanmean(values) for name, values in self.figures.items()}
         return {**found, "clinical_f1": float(_clinical(self, 0, 0).own.macro["f1"][0])}
 
 
@@ -101,9 +102,8 @@ def held_out_cases(
         limit: Most scans.
         thresholds: As `scan_contexts` takes them.
     """
-    quiet = config.model_copy(
-        update={"training": config.training.model_copy(update={"augmentation": NO_AUGMENTATION})}
-    )
+    same = {"augmentation": NO_AUGMENTATION, "seed": 0}  # two runs' seeds would order the scans differently
+    quiet = config.model_copy(update={"training": config.training.model_copy(update=same)})
     whole = {"without_regions": 0.0, "localization_crop": None, "scan_crop": None}
     phase = config.training.phases.grpo.model_copy(update=whole)
     stream = ScanStream(dataset, quiet, phase, phase_number=0)
@@ -208,9 +208,7 @@ def compare_rewards(
     names = list(before.figures)
     gain_NM = np.stack([after.figures[name] - before.figures[name] for name in names], axis=1)
     drawn_RM = resample_means(gain_NM, patient_ids=before.patient_ids, resamples=resamples, seed=seed)
-    found = {
-        name: difference(float(gain_NM[:, m].mean()), drawn_RM[:, m], level) for m, name in enumerate(names)
-    }
+    found = {name: difference(nanmean(gain_NM[:, m]), drawn_RM[:, m], level) for m, name in enumerate(names)}
     first, second = (_clinical(scored, resamples, seed) for scored in (before, after))
     found["clinical_f1"] = difference(
         float(second.own.macro["f1"][0] - first.own.macro["f1"][0]),

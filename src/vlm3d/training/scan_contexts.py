@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vlm3d.anatomy.measurement import drop_small_pieces
 from vlm3d.evaluation.location_facts import LocationFact
+from vlm3d.labels import MIN_LESION_ML
 from vlm3d.model.checkpoint import StoredThresholds, threshold_of
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -48,7 +51,8 @@ def scan_contexts(
         )
         called = [p >= threshold_of(name, thresholds) for name, p in odds.probabilities(fusion).items()]
         called_1K = torch.tensor([called], device=labels_1K.device).to(labels_1K.dtype)
-        drawn_1LDHW = drawn_probability(logits_BLDHW[index], model.lesions, odds, fusion)[None]
+        drawn_LDHW = drawn_probability(logits_BLDHW[index], model.lesions, odds, fusion)
+        drawn_1LDHW = _without_specks(drawn_LDHW, spacing_mm)[None]
         evidence = LesionEvidence(
             called_1K if builds_on_heads else labels_1K.where(~labels_1K.isnan(), called_1K),
             drawn_1LDHW if builds_on_heads else masks_1LDHW.float().where(masks_1LDHW >= 0, drawn_1LDHW),
@@ -69,6 +73,15 @@ def scan_contexts(
         truth = truth_of_report(labels_1K[0].tolist(), report, located)
         contexts.append((ReportContext.of(model.report_generator, scan, evidence), truth))
     return contexts
+
+
+def _without_specks(probability_LDHW: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """Masks without the pieces that prediction drops."""
+    drawn_LDHW = (probability_LDHW >= 0.5).cpu().numpy()
+    for drawn_DHW, kept_DHW in zip(drawn_LDHW, drawn_LDHW.copy(), strict=True):
+        drop_small_pieces(kept_DHW, MIN_LESION_ML * 1000 / float(np.prod(spacing_mm)))
+        drawn_DHW &= ~kept_DHW
+    return probability_LDHW.masked_fill(torch.from_numpy(drawn_LDHW).to(probability_LDHW.device), 0.0)
 
 
 def _located(model: VLM3DMultiTask, masks_1LDHW: Tensor, regions_1DHW: Tensor | None) -> list[LocationFact]:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm3d.config import Config, GrpoPhase, PhaseConfig
+from vlm3d.config import AugmentationConfig, Config, GrpoPhase, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.extras import require
@@ -124,7 +124,7 @@ class Trainer:
             kwargs_handlers=[accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.state, self._tensors = self._found_state()
-        self.thresholds: checkpoint.StoredThresholds | None = None  # of the weights that the run started from
+        self.thresholds: checkpoint.StoredThresholds | None = None  # beside the weights that were loaded last
         self.model = self._build_model()
         check_start(self.phases, self.model.untrained_tasks)
         loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
@@ -313,7 +313,13 @@ class Trainer:
                 else validate_rewards(self._grpo, self.valid_set)
             )
             track_samples(
-                self.model, self.valid_set, self.config, phase, self.tracker, self.state.total_steps
+                self.model,
+                self.valid_set,
+                self.config,
+                phase,
+                self.tracker,
+                self.state.total_steps,
+                None if self._grpo is None else self._grpo.thresholds,
             )
             self.tracker.scalars(
                 self.state.total_steps, {"phase": name, "phase_step": self.state.step, **found.figures}
@@ -498,6 +504,8 @@ def _refuse_other_settings(known: Path, config: Config) -> None:
     before, now = json.loads(known.read_text(encoding="utf-8")), config.model_dump(mode="json")
     # a phase that came to vlm3d later changes none of those that this run knew
     before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
+    usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
+    before["training"]["augmentation"] = usual | before["training"]["augmentation"]
     changed = sorted(_differences(before, now))
     if changed:
         raise ConfigError(

@@ -14,8 +14,10 @@ from vlm3d.datasets.augmentation import NO_AUGMENTATION
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.evaluation.case_findings import CaseFindings
 from vlm3d.evaluation.evaluator import EvaluationSettings
+from vlm3d.evaluation.figures import Thresholds
 from vlm3d.evaluation.intervals import Intervals
 from vlm3d.evaluation.model_evaluation import ModelRun, evaluate_model, predict_case
+from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.data import ScanStream, collate
 from vlm3d.training.samples import CaseSample, track_sample
@@ -87,11 +89,17 @@ def track_samples(
     phase: PhaseConfig,
     tracker: Tracker,
     step: int,
+    stored: StoredThresholds | None = None,
 ) -> None:
-    """Keep the first validation cases as pictures and texts, with reports where the phase trains them."""
+    """Keep the first validation cases as pictures and texts, with reports where the phase trains them.
+
+    Findings are called, and heads weighed, by the thresholds that fit the weights, where there are any.
+    """
+    fusion = None if stored is None else stored.fusion
     for index in range(min(len(dataset), config.training.sample_cases)):
         with_report = "generation" in phase.tasks and index < config.training.validation_reports
-        predicted, true = predict_case(model, dataset, index, ModelRun(reports=with_report))
+        run = ModelRun(reports=with_report, fusion=fusion)
+        predicted, true = predict_case(model, dataset, index, run, Thresholds.stored(stored))
         arrays, case = dataset.read(index), dataset.cases[index]
         track_sample(
             tracker,
