@@ -48,7 +48,7 @@ def heads(cases: int = 200, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     logits = {name: 3 * label + rng.normal(size=cases) for name, label in labels.items()}
     logits["Lung nodule"] = rng.normal(size=cases)
     dice = {
-        key: np.where(has[:, None] > 0, rng.random((cases, 1)), np.nan) / (1 + np.abs(MASK_CUTS + 1.5))
+        key: np.where(has[:, None] > 0, rng.random((cases, 1)), 0.0) / (1 + np.abs(MASK_CUTS + 1.5))
         for key, has in present.items()
     }
     return {"logits": logits, "peaks": peaks, "labels": labels, "present": present, "dice": dice}
@@ -73,7 +73,8 @@ def test_the_mask_speaks_where_the_classifier_is_blind() -> None:
         for logit, peak in zip(found["logits"]["Lung nodule"], found["peaks"]["lung_nodule"], strict=True)
     ]
     assert MASK_CUTS[best] == -1.5
-    expected = presence_threshold(np.array(own), found["dice"]["lung_nodule"][:, best])
+    has = found["present"]["lung_nodule"] == 1
+    expected = presence_threshold(np.array(own), found["dice"]["lung_nodule"][:, best], has)
     assert fusion.lesion_thresholds["lung_nodule"] == expected
     opacity = fusion.diseases["Lung opacity"]
     assert abs(opacity.classifier) > 5 * max(map(abs, opacity.masks.values()))
@@ -85,8 +86,6 @@ def test_unknown_labels_are_left_out_and_few_cases_fit_nothing() -> None:
     found["present"]["pleural_effusion"][:] = np.nan
     found["present"]["consolidation"][:] = 0.0
     found["present"]["consolidation"][: MIN_OF_EACH - 1] = 1.0
-    found["dice"]["consolidation"][:] = np.nan
-    found["dice"]["consolidation"][: MIN_OF_EACH - 1] = 0.5
     fusion = fit_fusion(**found, lesions=LESIONS)
     assert fusion is not None
     assert "Lung nodule" in fusion.diseases
@@ -106,27 +105,27 @@ def test_dice_at_every_cut_equals_its_definition() -> None:
         for drawn in (logits.numpy() >= c for c in MASK_CUTS)
     ]
     np.testing.assert_allclose(dice_at_cuts(logits, true), expected)
+    invented = dice_at_cuts(logits, np.zeros_like(true))
+    np.testing.assert_array_equal(invented, np.where(float(logits.max()) >= MASK_CUTS, 0.0, np.nan))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_lesion_is_drawn_where_that_raises_the_mean_dice(seed: int) -> None:
     rng = np.random.default_rng(seed)
     probability = rng.integers(0, 8, 40) / 8
-    dice = np.where(rng.random(40) < probability, rng.random(40), np.nan)
+    has = rng.random(40) < probability
+    dice = np.where(has, rng.random(40), np.where(rng.random(40) < 0.5, 0.0, np.nan))  # NaN: nothing to draw
 
     def mean_dice(threshold: float) -> float:
-        drawn = probability >= threshold
-        counted = drawn | ~np.isnan(dice)
-        return float(np.where(drawn, np.nan_to_num(dice), 0)[counted].mean())
+        of_case = np.where(probability >= threshold, dice, np.where(has, 0.0, np.nan))
+        return float(np.nanmean(of_case))
 
     best = max(map(mean_dice, np.arange(0, 9) / 8))
-    assert mean_dice(presence_threshold(probability, dice)) == pytest.approx(best)
+    assert mean_dice(presence_threshold(probability, dice, has)) == pytest.approx(best)
 
 
 def test_an_outline_moves_to_where_it_fits_and_stays_where_few_cases_tell() -> None:
     timid = np.repeat(np.where(MASK_CUTS == -1.5, 0.8, 0.3)[None], MIN_OF_EACH, axis=0)
     blind = np.zeros((MIN_OF_EACH, len(MASK_CUTS)))
-    lacking = np.full((3, len(MASK_CUTS)), np.nan)
-    timid = np.concatenate([lacking, timid])
-    found = fit_mask_offsets({"consolidation": timid, "lung_nodule": timid[:-1], "pleural_effusion": blind})
+    found = fit_mask_offsets({"consolidation": timid, "lung_nodule": timid[1:], "pleural_effusion": blind})
     assert found == {"consolidation": 1.5, "pleural_effusion": 0.0}

@@ -120,7 +120,7 @@ class TuningCase:
 
     Attributes:
         odds: The heads before they are weighed.
-        dice: Lesion key -> `dice_at_cuts` of its mask (C,), for the lesions that the case has.
+        dice: Lesion key -> `dice_at_cuts` of its mask (C,), for the lesions that are annotated.
     """
 
     odds: HeadOdds
@@ -143,7 +143,7 @@ def tuning_case(
         dice = {
             key: dice_at_cuts(logits_DHW, true_DHW)
             for key, logits_DHW, true_DHW in zip(keys, found.mask_logits_LDHW, true_LDHW, strict=True)
-            if true_DHW.any()
+            if key in case.known_lesions
         }
     return TuningCase(found.odds, dice)
 

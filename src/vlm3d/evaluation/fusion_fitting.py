@@ -47,7 +47,7 @@ def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = 
 
 
 def dice_at_cuts(mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> Floats:
-    """Dice (C,) of a mask with a truth that is not empty, cut at each of `MASK_CUTS`."""
+    """Dice (C,) of a mask cut at each of `MASK_CUTS`; NaN where mask and truth are empty."""
     cuts = torch.from_numpy(MASK_CUTS).to(mask_logits_DHW)
     reached = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True).flatten()
     hit = reached[torch.from_numpy(true_DHW).flatten().to(reached.device)]
@@ -56,18 +56,18 @@ def dice_at_cuts(mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> Floats
         counts: Floats = torch.bincount(bins, minlength=len(cuts) + 1).cpu().double().numpy()
         return counts[::-1].cumsum()[::-1][1:]
 
-    return 2 * voxels_from(hit) / (voxels_from(reached) + len(hit))
+    total = voxels_from(reached) + len(hit)
+    return np.where(total > 0, 2 * voxels_from(hit) / np.maximum(total, 1), np.nan)
 
 
 def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
     """What is added to each mask's logits so that a cut at 0 has the highest mean Dice.
 
     Args:
-        dice: Lesion key -> `dice_at_cuts` of each case (N, C), NaN where the case lacks it.
+        dice: Lesion key -> `dice_at_cuts` of each case that has it (N, C).
     """
     offsets: dict[str, float] = {}
-    for key, every_NC in dice.items():
-        dice_NC = every_NC[~np.isnan(every_NC).any(axis=1)]
+    for key, dice_NC in dice.items():
         if len(dice_NC) >= MIN_OF_EACH:
             mean_C = dice_NC.mean(axis=0)
             best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
@@ -75,17 +75,16 @@ def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
     return offsets
 
 
-def presence_threshold(probability_N: Floats, dice_N: Floats) -> float:
+def presence_threshold(probability_N: Floats, dice_N: Floats, has_N: NDArray[np.bool_]) -> float:
     """From which probability on a lesion is drawn: the highest mean Dice over the cases that have it or have it drawn.
 
     Args:
         probability_N: That each case has the lesion.
-        dice_N: Of its mask, were it drawn; NaN where the case lacks the lesion: drawing it is worth 0 there, and each such
-            case counts as drawn from the threshold on, though its mask may be empty all the same.
+        dice_N: Of its mask, were it drawn; NaN where there would be nothing to draw.
+        has_N: Whether the case has the lesion.
     """
-    lacks_N = np.isnan(dice_N)
-    cut, worth, alarms = every_cut(probability_N, np.nan_to_num(dice_N), lacks_N)
-    return best_cut(cut, worth / ((~lacks_N).sum() + alarms))
+    cut, worth, alarms = every_cut(probability_N, np.where(has_N, dice_N, 0.0), ~has_N & ~np.isnan(dice_N))
+    return best_cut(cut, worth / (has_N.sum() + alarms))
 
 
 def fit_fusion(
@@ -103,13 +102,13 @@ def fit_fusion(
         peaks: Lesion key -> `mask_peaks`, (N,).
         labels: Disease -> 0, 1 or NaN, (N,).
         present: Lesion key -> whether its true mask has a voxel: 0, 1, or NaN where it is not annotated, (N,).
-        dice: As `fit_mask_offsets` takes it.
+        dice: Lesion key -> `dice_at_cuts`, (N, C); any number where the lesion is not annotated.
         lesions: Those of the masks.
 
     Returns:
         None where nothing has enough cases.
     """
-    offsets = fit_mask_offsets(dice)
+    offsets = fit_mask_offsets({key: dice[key][has_N == 1] for key, has_N in present.items()})
     diseases: dict[str, Mix] = {}
     for name in logits:
         mix = _fit(logits[name], {key: peaks[key] for key in shown_by(name, lesions)}, labels[name])
@@ -129,7 +128,9 @@ def fit_fusion(
             ]
             drawn[key] = mix
             cut = int(np.argmin(np.abs(MASK_CUTS + offsets.get(key, 0.0))))
-            thresholds[key] = presence_threshold(np.array(found), dice[key][known_N, cut])
+            thresholds[key] = presence_threshold(
+                np.array(found), dice[key][known_N, cut], present[key][known_N] == 1
+            )
     return HeadFusion(diseases, drawn, thresholds, offsets) if diseases or drawn or offsets else None
 
 

@@ -293,12 +293,12 @@ def _fitted(
         )
         for lesion in model.lesions
     }
-    lacking = np.full(len(MASK_CUTS), np.nan)
+    unknown = np.full(len(MASK_CUTS), np.nan)
     return fit_fusion(
         {name: np.array([tuning.odds.logits[name] for tuning in told]) for name in DISEASE_NAMES},
         {key: np.array([tuning.odds.peaks[key] for tuning in told]) for key in present},
         {name: labels_NK[:, k] for k, name in enumerate(DISEASE_NAMES)},
         present,
-        {key: np.array([tuning.dice.get(key, lacking) for tuning in told]) for key in present},
+        {key: np.array([tuning.dice.get(key, unknown) for tuning in told]) for key in present},
         model.lesions,
     )
