@@ -2,9 +2,9 @@
 
 python benchmarks/rewards.py --before tiny --after run3/final --data test --split test
 
-Both write a report of each scan from their own findings, as `vlm3d predict` does before it repairs anything; the table has
-both means and the gain with its paired 95 % bootstrap interval over patients. Take a split that neither was trained on nor
-chosen by.
+Both write a report of each scan from their common heads' findings: of the likeliest words, as `vlm3d predict` does before
+it repairs anything, and drawn at temperature 1, as phase 3 does. A table for each has both means and the gain with its paired
+95 % bootstrap interval over patients. Take a split that neither was trained on nor chosen by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 from measuring import machine
-from vlm3d.config import GrpoPhase
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.inference.thresholds import thresholds_for
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -23,33 +22,36 @@ from vlm3d.training.reward_comparison import ScoredReports, compare_rewards, sco
 
 def main() -> None:
     """Print the machine, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", required=True, help="Checkpoint that phase 3 began with.")
-    parser.add_argument("--after", required=True, help="Checkpoint that it ended with.")
-    parser.add_argument("--data", type=Path, required=True, help="Prepared store.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--before", required=True, help="checkpoint that phase 3 began with")
+    parser.add_argument("--after", required=True, help="checkpoint that it ended with; its rewards count")
+    parser.add_argument("--data", type=Path, required=True, help="prepared store")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=int, help="Most scans.")
+    parser.add_argument("--limit", type=int, help="most scans")
     arguments = parser.parse_args()
     print(json.dumps(machine()), flush=True)
     dataset = PreparedDataset(arguments.data, (arguments.split,))
-    phase = VLM3DMultiTask.from_pretrained(arguments.after).config.training.phases.grpo
-    before, after = (
-        scored(checkpoint, dataset, phase, arguments.limit)
-        for checkpoint in (arguments.before, arguments.after)
+    models = [VLM3DMultiTask.from_pretrained(name) for name in (arguments.before, arguments.after)]
+    scored = score_held_out(
+        models,
+        dataset,
+        models[1].config.training.phases.grpo,
+        arguments.limit,
+        thresholds_for(models[0], arguments.before),
+        temperatures=(0.0, 1.0),
     )
-    gains = compare_rewards(before, after)
+    for words, (before, after) in zip(("the likeliest words", "drawn at temperature 1"), scored, strict=True):
+        print(f"{len(before.case_ids)} scans of {arguments.data}, split {arguments.split}: {words}")
+        show(before, after)
+
+
+def show(before: ScoredReports, after: ScoredReports) -> None:
+    """Print one table."""
     means = before.means(), after.means()
-    print(f"{len(before.case_ids)} scans of {arguments.data}, split {arguments.split}")
     print(f"{'':18}  before   after   gain (95 % interval)")
-    for name, gain in gains.items():
+    for name, gain in compare_rewards(before, after).items():
         was, now = (found[name] for found in means)
         print(f"{name:18} {was:7.3f} {now:7.3f}  {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
-
-
-def scored(checkpoint: str, dataset: PreparedDataset, phase: GrpoPhase, limit: int | None) -> ScoredReports:
-    """A checkpoint's reports of a split, under the rewards of a phase."""
-    model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=True)
-    return score_held_out(model, dataset, phase, limit, thresholds_for(model, checkpoint))
 
 
 if __name__ == "__main__":

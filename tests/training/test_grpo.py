@@ -344,17 +344,24 @@ def test_held_out_rewards_are_compared_pair_by_pair(
     model = VLM3DMultiTask.from_pretrained(start)
     phase = grpo_config(pretrained).training.phases.grpo
     dataset = PreparedDataset(store, ("train",))
-    before = score_held_out(model, dataset, phase, limit=2)
+    ((before,),) = score_held_out([model], dataset, phase, limit=2)
     assert len(before.case_ids) == 2
     assert set(before.figures) >= {"reward", "reward_clinical", "reward_factual", "reward_format", "words"}
     training = model.config.training.model_copy(update={"seed": 7})  # of a run that ended there
     model.config = model.config.model_copy(update={"training": training})
-    same = compare_rewards(before, score_held_out(model, dataset, phase, limit=2))
+    (again,), drawn = score_held_out([model], dataset, phase, limit=2, temperatures=(0.0, 1.0))
+    assert drawn[0].texts != before.texts
+    same = compare_rewards(before, again)
     assert all(gain.value == 0 for gain in same.values() if not math.isnan(gain.value))
     raised = {**before.figures, "reward": before.figures["reward"] + np.array([0.1, 0.3])}
     after = replace(before, figures=raised)
     gain = compare_rewards(before, after)["reward"]
     assert gain.value == pytest.approx(0.2)
     assert (gain.low, gain.high) == pytest.approx((0.1, 0.3))  # either scan may be drawn twice
+    other = VLM3DMultiTask.from_pretrained(start)
+    with torch.no_grad():
+        other.classifier.soft_prompts.add_(1.0)
+    with pytest.raises(ConfigError, match="same encoder and heads"):
+        score_held_out([model, other], dataset, phase, limit=2)
     with pytest.raises(ValueError, match="same scans"):
         compare_rewards(before, replace(before, case_ids=before.case_ids[::-1]))

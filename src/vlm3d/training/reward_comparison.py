@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import torch
 from vlm3d.config import Config, GrpoPhase
 from vlm3d.datasets.augmentation import NO_AUGMENTATION
 from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import ConfigError
 from vlm3d.evaluation.bootstrap import (
     DEFAULT_RESAMPLES,
     Difference,
@@ -24,7 +25,7 @@ from vlm3d.evaluation.labeler import label_reports
 from vlm3d.evaluation.localization import nanmean
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.labels import DISEASE_NAMES
-from vlm3d.model.checkpoint import StoredThresholds
+from vlm3d.model.checkpoint import StoredThresholds, heads_fingerprint
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.data import ScanStream, collate
 from vlm3d.training.group_sampling import FrozenPerplexity, ReportContext
@@ -117,7 +118,10 @@ def held_out_cases(
 
 
 def score_written(
-    model: VLM3DMultiTask, cases: Iterable[HeldOutCase], rewards: Mapping[str, tuple[float, Reward]]
+    model: VLM3DMultiTask,
+    cases: Iterable[HeldOutCase],
+    rewards: Mapping[str, tuple[float, Reward]],
+    **decoding: Any,
 ) -> ScoredReports:
     """Write each scan's report and score it.
 
@@ -125,13 +129,14 @@ def score_written(
         model: In evaluation mode, with its language model.
         cases: From `held_out_cases`.
         rewards: By name, with weights.
+        decoding: As `ReportGenerator.write` takes it; by default what prediction does.
     """
     rows: list[dict[str, float]] = []
     ids, patients, texts, labels = [], [], [], []
     generator, left = model.report_generator, iter(cases)
     while some := list(islice(left, REPORTS_AT_ONCE)):
         prompts = [case.context.prompt(generator) for case in some]
-        for case, (written,) in zip(some, generator.write(prompts), strict=True):
+        for case, (written,) in zip(some, generator.write(prompts, **decoding), strict=True):
             scores = score_reports([written.text], case.truth, rewards)
             rows.append(
                 {
@@ -152,32 +157,48 @@ def score_written(
 
 @torch.no_grad()
 def score_held_out(
-    model: VLM3DMultiTask,
+    models: Sequence[VLM3DMultiTask],
     dataset: PreparedDataset,
     phase: GrpoPhase,
     limit: int | None = None,
     thresholds: StoredThresholds | None = None,
-) -> ScoredReports:
-    """Write and score a checkpoint's reports on held-out scans.
+    temperatures: Sequence[float] = (0.0,),
+) -> list[list[ScoredReports]]:
+    """Write and score reports of held-out scans with checkpoints that share their heads: each scan is read once.
 
     Args:
-        model: Loaded from a checkpoint; its language model is loaded if it is not there yet.
-        dataset: Prepared as the model needs it.
+        models: Loaded from checkpoints; their language models are loaded if they are not there yet.
+        dataset: Prepared as the models need it.
         phase: Weights of the rewards.
         limit: Most scans.
-        thresholds: Of the checkpoint.
+        thresholds: Of the heads.
+        temperatures: 0 writes what prediction does; above it reports are drawn from the whole distribution.
+
+    Returns:
+        A list a temperature, of one a model.
 
     Raises:
-        ConfigError: The store was prepared for another model.
+        ConfigError: The store was prepared for another model, or the heads differ.
         DataError: A case is damaged.
     """
-    dataset.check(model.config.preprocessing)
-    model.eval()
-    model.report_generator.load_llm()
-    llm = model.report_generator.llm
+    first = models[0]
+    dataset.check(first.config.preprocessing)
+    heads = {heads_fingerprint(model.checkpoint_state_dict()) for model in models}
+    if len(heads) > 1:
+        raise ConfigError(
+            "rewards of reports are compared between checkpoints with the same encoder and heads"
+        )
+    for model in models:
+        model.eval()
+        model.report_generator.load_llm()
+    cases = list(held_out_cases(first, dataset, first.config, limit, thresholds))
+    llm = first.report_generator.llm  # without its adapters it is the same for all
     assert llm is not None
     rewards = weighted_rewards(phase, FrozenPerplexity(llm, phase.rows_per_pass))
-    return score_written(model, held_out_cases(model, dataset, model.config, limit, thresholds), rewards)
+    return [
+        [score_written(model, cases, rewards, temperature=value, top_p=1.0) for model in models]
+        for value in temperatures
+    ]
 
 
 def compare_rewards(
