@@ -3,8 +3,8 @@
 python benchmarks/rewards.py --before tiny --after run3/final --data test --split test
 
 Both write a report of each scan from their common heads' findings: of the likeliest words, as `vlm3d predict` does before
-it repairs anything, and drawn at temperature 1, as phase 3 does. A table for each has both means and the gain with its paired
-95 % bootstrap interval over patients. Take a split that neither was trained on nor chosen by.
+it repairs anything, and drawn at temperature 1, as phase 3 does. A table for each has both means and the gain with its
+paired 95 % bootstrap interval over patients. Take a split that neither was trained on nor chosen by.
 """
 
 from __future__ import annotations

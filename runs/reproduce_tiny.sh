@@ -68,10 +68,10 @@ $VLM3D train tiny --from "$WORK/run6a/final" --data "$WORK/fifth" --out "$WORK/r
     $VARIED $PHASES.joint.steps=160 "${MASKS[@]}"
 $VLM3D train tiny --from "$WORK/run6b/final" --data "$WORK/fifth" --out "$WORK/run6c" --phase joint training.seed=10 \
     $VARIED $PHASES.joint.steps=180 "${MASKS[@]}"
-mean() {  # of the last two courses, into the folder of the run
-    mkdir -p "$WORK/$1"
-    test -d "$WORK/$1/final" ||
-        ${PYTHON:-.venv/bin/python} runs/mean_weights.py "$WORK/$1/final" "$WORK/$2/final" "$WORK/$3/final"
+mean() {  # of the last courses, into the folder of the run
+    local run folders=()
+    for run in "$@"; do folders+=("$WORK/$run/final"); done
+    test -d "${folders[0]}" || ${PYTHON:-.venv/bin/python} runs/mean_weights.py "${folders[@]}"
 }
 mean run6 run6b run6c
 # Seventh run: masks once more, on other phantoms besides, some of thick slices, and under motion.
@@ -86,7 +86,9 @@ $VLM3D train tiny --from "$WORK/run7a/final" --data "$WORK/seventh" --out "$WORK
     $MOVED $PHASES.joint.steps=240 "${MASKS[@]}"
 $VLM3D train tiny --from "$WORK/run7b/final" --data "$WORK/seventh" --out "$WORK/run7c" --phase joint training.seed=14 \
     $MOVED $PHASES.joint.steps=160 "${MASKS[@]}"
-mean run7 run7b run7c
+$VLM3D train tiny --from "$WORK/run7c/final" --data "$WORK/seventh" --out "$WORK/run7d" --phase joint training.seed=15 \
+    $MOVED $PHASES.joint.steps=100 "${MASKS[@]}"
+mean run7 run7b run7c run7d
 $VLM3D tune "$WORK/run7/final" --data "$WORK/seventh"
 
 # Judged as a user meets it, with searched regions; and once with exact ones, to tell the two apart.
