@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from measuring import machine
 from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.errors import VLM3DError
 from vlm3d.inference.thresholds import thresholds_for
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.reward_comparison import ScoredReports, compare_rewards, score_held_out
@@ -55,4 +57,8 @@ def show(before: ScoredReports, after: ScoredReports) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VLM3DError as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(error.exit_code)

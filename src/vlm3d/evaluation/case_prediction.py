@@ -188,7 +188,7 @@ def run_heads(
     if found.mask_logits_LDHW is None or not (with_masks or with_report):
         return CasePrediction(predicted, true)
     probability_LDHW = drawn_probability(found.mask_logits_LDHW, model.lesions, found.odds, run.fusion)
-    masks_LDHW = _drawn(probability_LDHW, case.spacing_mm, run)
+    masks_LDHW = drawn_masks(probability_LDHW, case.spacing_mm, run)
     if with_masks:
         masks = _lesion_masks(model, masks_LDHW, probability_LDHW, affine)
         predicted = replace(predicted, load_masks=lambda: masks)
@@ -265,7 +265,7 @@ def _check_names(model: VLM3DMultiTask) -> None:
         )
 
 
-def _drawn(
+def drawn_masks(
     probability_LDHW: Tensor, spacing_mm: tuple[float, float, float], run: ModelRun
 ) -> NDArray[np.bool_]:
     """Masks (L, D, H, W) without pieces that are too small, as `vlm3d predict` draws them."""

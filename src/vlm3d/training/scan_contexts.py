@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vlm3d.anatomy.measurement import drop_small_pieces
+from vlm3d.evaluation.case_prediction import ModelRun, drawn_masks
 from vlm3d.evaluation.location_facts import LocationFact
-from vlm3d.labels import MIN_LESION_ML
 from vlm3d.model.checkpoint import StoredThresholds, threshold_of
 from vlm3d.model.head_fusion import HeadOdds, drawn_probability
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -77,11 +75,9 @@ def scan_contexts(
 
 def _without_specks(probability_LDHW: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
     """Masks without the pieces that prediction drops."""
-    drawn_LDHW = (probability_LDHW >= 0.5).cpu().numpy()
-    for drawn_DHW, kept_DHW in zip(drawn_LDHW, drawn_LDHW.copy(), strict=True):
-        drop_small_pieces(kept_DHW, MIN_LESION_ML * 1000 / float(np.prod(spacing_mm)))
-        drawn_DHW &= ~kept_DHW
-    return probability_LDHW.masked_fill(torch.from_numpy(drawn_LDHW).to(probability_LDHW.device), 0.0)
+    run = ModelRun()
+    kept_LDHW = torch.from_numpy(drawn_masks(probability_LDHW, spacing_mm, run)).to(probability_LDHW.device)
+    return probability_LDHW.masked_fill((probability_LDHW >= run.mask_threshold) & ~kept_LDHW, 0.0)
 
 
 def _located(model: VLM3DMultiTask, masks_1LDHW: Tensor, regions_1DHW: Tensor | None) -> list[LocationFact]:
