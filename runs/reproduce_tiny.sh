@@ -89,10 +89,14 @@ $VLM3D train tiny --from "$WORK/run7b/final" --data "$WORK/seventh" --out "$WORK
 $VLM3D train tiny --from "$WORK/run7c/final" --data "$WORK/seventh" --out "$WORK/run7d" --phase joint training.seed=15 \
     $MOVED $PHASES.joint.steps=100 "${MASKS[@]}"
 mean run7 run7b run7c run7d
-$VLM3D tune "$WORK/run7/final" --data "$WORK/seventh"
+# Eighth run: a longer course of masks in whole scans from that mean, and the mean of both.
+$VLM3D train tiny --from "$WORK/run7/final" --data "$WORK/seventh" --out "$WORK/run8a" --phase joint training.seed=21 \
+    $MOVED $AUGMENT.lowres_probability=0.35 $PHASES.joint.steps=400 "${MASKS[@]}"
+mean run8 run7 run8a
+$VLM3D tune "$WORK/run8/final" --data "$WORK/seventh"
 
 # Judged as a user meets it, with searched regions; and once with exact ones, to tell the two apart.
-EVALUATE="$VLM3D evaluate --checkpoint $WORK/run7/final --page --overwrite"
+EVALUATE="$VLM3D evaluate --checkpoint $WORK/run8/final --page --overwrite"
 TEST="phantom:200000-200200:$COMMON,split=test"
 $VLM3D prepare "$TEST" --config tiny --anatomy classical --out "$WORK/test"
 $EVALUATE --data "$WORK/test" --out "$WORK/evaluation_test" --report
@@ -101,4 +105,4 @@ $VLM3D prepare "phantom:300000-300200:$COMMON,split=test,protocol=shifted,spacin
 $EVALUATE --data "$WORK/shifted" --out "$WORK/evaluation_shifted"
 $VLM3D prepare "$TEST" --config tiny --anatomy given --out "$WORK/given"
 $EVALUATE --data "$WORK/given" --out "$WORK/evaluation_given"
-echo "== $(date -u +%FT%TZ) done: $WORK/run7/final, $WORK/evaluation_{test,shifted,given}"
+echo "== $(date -u +%FT%TZ) done: $WORK/run8/final, $WORK/evaluation_{test,shifted,given}"

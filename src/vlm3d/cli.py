@@ -273,9 +273,12 @@ def tune(
     data: Annotated[Path, typer.Option("--data", "-d", help="Prepared store.")],
     split: Annotated[str, typer.Option(help="To tune on: other patients than those of training.")] = "valid",
     objective: Annotated[str, typer.Option(help="What the thresholds maximize: f1 or crg.")] = "f1",
+    variations: Annotated[
+        int, typer.Option(help="Times each scan is also varied as in training, to fit how masks are drawn.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Choose from which probability on each disease is positive; predict takes it from the checkpoint."""
+    """Choose where each disease turns positive and how each mask is drawn; predict takes it from the checkpoint."""
     from vlm3d.inference.loading import choose_device
     from vlm3d.inference.thresholds import tune_checkpoint
 
@@ -284,10 +287,18 @@ def tune(
         data,
         split=split,
         objective=_one_of(objective, "--objective", ("f1", "crg")),
+        variations=variations,
         device=str(choose_device(device)),
     )
     for name, value in stored.values.items():
         typer.echo(f"{value:.3f}  {name}")
+    for key, rule in ({} if stored.fusion is None else stored.fusion.masks).items():
+        beaten = (
+            ""
+            if rule.presence is None
+            else f", where it promises a Dice above {rule.presence.dice_to_beat:.3f}"
+        )
+        typer.echo(f"{rule.cut:+.2f}  logit from which on a voxel is {key}{beaten}")
     typer.echo(stored.source)
 
 

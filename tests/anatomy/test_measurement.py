@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlm3d.anatomy.measurement import bounding_box, drop_small_pieces, find_landmarks, measure_lesion
+from vlm3d.anatomy.measurement import (
+    bounding_box,
+    drop_small_pieces,
+    find_landmarks,
+    measure_lesion,
+    unsure_pieces,
+)
 from vlm3d.anatomy.regions import REGION_IDS
 from vlm3d.anatomy.totalsegmentator import map_totalsegmentator
 from vlm3d.io import read_mask, read_volume
@@ -211,6 +217,21 @@ def test_small_pieces_are_dropped_in_place() -> None:
     np.testing.assert_array_equal(mask, kept)
     drop_small_pieces(mask, 5)
     assert not mask.any()
+
+
+def test_pieces_are_unsure_by_their_mean_chance() -> None:
+    mask = np.zeros((3, 6, 12), bool)
+    mask[1, 1:3, 1:3] = mask[1, 4, 8] = mask[2, 5, 9] = True
+    chance = np.where(mask, 0.9, 0.0).astype(np.float32)
+    chance[1, 1, 1:3], chance[2, 5, 9] = 0.2, 0.0  # the first piece has a mean of 0.55, the other two of 0.45
+    unsure = unsure_pieces(mask, chance, 0.5)
+    expected = mask.copy()
+    expected[:, :, :8] = False
+    np.testing.assert_array_equal(unsure, expected)
+    expected[1, 4, 8] = False
+    np.testing.assert_array_equal(unsure_pieces(mask, chance, 0.5, connectivity=6), expected)
+    assert not unsure_pieces(np.zeros_like(mask), chance, 0.5).any()
+    assert not unsure_pieces(mask, chance, 0.4).any()
 
 
 @pytest.mark.real_data

@@ -7,13 +7,16 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from support.phantoms import coarse_phantom
 from support.small_models import small_model
 from support.training_store import phantom_store
+from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import CheckpointError, ConfigError, InputError
+from vlm3d.evaluation.case_prediction import tuning_scans
 from vlm3d.inference.loading import load_pipeline
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
 from vlm3d.inference.thresholds import thresholds_for, tune_checkpoint
@@ -25,7 +28,7 @@ from vlm3d.model.checkpoint import (
     read_thresholds,
     write_thresholds,
 )
-from vlm3d.model.head_fusion import HeadFusion, Mix
+from vlm3d.model.head_fusion import HeadFusion, MaskRule, Mix, Presence
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
 PLAIN = PredictionSettings(anatomy="none", report=False)
@@ -118,6 +121,8 @@ def test_tuning_writes_them_beside_the_weights(model: VLM3DMultiTask, folder: Pa
         tune_checkpoint(folder, store, split="train")
     with pytest.raises(InputError, match="no case"):
         tune_checkpoint(folder, store, split="test")
+    with pytest.raises(ConfigError, match="0 times or more"):
+        tune_checkpoint(folder, store, variations=-1)
     assert read_thresholds(folder) is None
     tuned = tune_checkpoint(folder, store)
     assert read_thresholds(folder) == tuned
@@ -128,9 +133,9 @@ def test_tuning_writes_them_beside_the_weights(model: VLM3DMultiTask, folder: Pa
 
 
 def fused(model: VLM3DMultiTask, offset: float) -> StoredThresholds:
-    """The nodule's probability and presence are those of an offset alone."""
-    mix = Mix(0.0, {"lung_nodule": 0.0}, offset)
-    fusion = HeadFusion({"Lung nodule": mix}, {"lung_nodule": mix}, {"lung_nodule": 0.5})
+    """The nodule's probability and presence are those of an offset alone; its mask lies at every voxel."""
+    rule = MaskRule(-1000.0, 0.0, 0.0, presence=Presence(0.0, 0.0, offset, dice_to_beat=0.5))
+    fusion = HeadFusion({"Lung nodule": Mix(0.0, {"lung_nodule": 0.0}, offset)}, {"lung_nodule": rule})
     return replace(stored(model), fusion=fusion)
 
 
@@ -144,12 +149,14 @@ def test_a_lesion_is_drawn_only_where_both_heads_together_find_it(
     found = load_pipeline(folder, with_report=False, device="cpu")(volume, settings)
     for lesion, alone in zip(found.prediction.lesions, plain.prediction.lesions, strict=True):
         assert alone.presence is None
+        assert alone.expected_dice is None
         assert found.masks[lesion.key].any() == (offset > 0 or lesion.key != "lung_nodule")
         if lesion.key != "lung_nodule":
             assert lesion == alone
     nodule = found.prediction.lesions[-1]
     assert nodule.presence == pytest.approx(1 / (1 + math.exp(-offset)))
-    assert nodule.presence_threshold == 0.5
+    assert nodule.expected_dice == pytest.approx(2 * 0.5 / (1 + 0.5))
+    assert nodule.presence_threshold == pytest.approx(0.5 / (0.5 + 2 / 3))
     disease = next(item for item in found.prediction.diseases if item.name == "Lung nodule")
     assert disease.probability == pytest.approx(nodule.presence)
 
@@ -170,6 +177,32 @@ def test_a_localizer_that_learned_is_weighed_in(model: VLM3DMultiTask, folder: P
     trained.save_pretrained(folder)
     fusion = tune_checkpoint(folder, store).fusion
     assert fusion is not None
-    assert fusion.lesions
-    assert set(fusion.lesions) == set(fusion.lesion_thresholds)
+    assert fusion.masks
+    varied = tune_checkpoint(folder, store, variations=2).fusion
+    assert varied is not None
+    assert (varied.diseases, varied.masks.keys()) == (fusion.diseases, fusion.masks.keys())
+    assert varied.masks != fusion.masks
+    again = tune_checkpoint(folder, store)
+    assert again.fusion == fusion
     assert read_thresholds(folder) == thresholds_for(VLM3DMultiTask.from_pretrained(folder), folder)
+
+
+def test_a_scan_is_read_as_stored_and_then_varied(model: VLM3DMultiTask, tmp_path: Path) -> None:
+    dataset = PreparedDataset(phantom_store(tmp_path / "store", model.config, train=1, valid=1), ("valid",))
+    (case,) = dataset.cases
+    dataset.cases = [replace(case, known_lesions=("lung_nodule", "pleural_effusion"))]
+    stored, first, second = tuning_scans(model, dataset, 0, variations=2)
+    assert set(stored.counts) == set(first.counts) == {"lung_nodule", "pleural_effusion"}
+    (alone,) = tuning_scans(model, dataset, 0)
+    assert alone.odds == stored.odds
+    assert first.odds != stored.odds
+    assert first.odds != second.odds
+    again = tuning_scans(model, dataset, 0, variations=1)[1]
+    assert again.odds == first.odds
+    voxels = {scan.counts["lung_nodule"].voxels_B.sum() for scan in (stored, first, second)}
+    assert voxels == {float(np.prod(case.shape_DHW))}
+    dataset.cases = [replace(case, known_lesions=())]
+    (unannotated,) = tuning_scans(model, dataset, 0, variations=2)
+    assert unannotated.counts == {}
+    (without_masks,) = tuning_scans(model, dataset, 0, masks=False, variations=2)
+    assert without_masks.odds.peaks == {}

@@ -103,6 +103,34 @@ def test_the_page_is_whole_and_asks_for_nothing(page: str) -> None:
     assert "default-src 'none'" in page
 
 
+def test_the_page_tells_whether_reports_say_what_the_scans_show(page: str) -> None:
+    assert 'id="grounding"' not in page
+    found = evaluation()
+    value = {"value": 0.25, "low": 0.125, "high": 0.5}
+    names = (
+        "report_macro_f1",
+        "classifier_macro_f1",
+        "macro_f1_difference",
+        "written_macro_f1",
+        "valid_format",
+    )
+    more = ("no_contradiction", "no_contradiction_written", "bleu_4", "bleu_4_written")
+    found.figures["grounding"] = {
+        **dict.fromkeys((*names, *more), value),
+        "right_side": {"right": 3, "judged": 4, "share": value},
+        "right_lobe": {"right": 1, "judged": 2, "share": value},
+        "contradictions_checked": 7,
+        "reports": 8,
+        "thresholds": f"tuned {HOSTILE}",
+    }
+    section = render_error_page(found).split('<section id="grounding">')[1].split("</section>")[0]
+    assert section.count("0.250 (0.125 to 0.500)") == 11
+    assert "right side of true positives (3/4)" in section
+    assert "8 reports" in section
+    assert "<script" not in section
+    assert not Tags(section).open
+
+
 def test_every_link_leads_to_a_part_of_the_page(page: str) -> None:
     tags = Tags(page).tags
     ids = {attributes["id"] for _, attributes in tags if "id" in attributes}

@@ -24,6 +24,7 @@ from vlm3d.labels import DISEASE_NAMES, LESIONS
 from vlm3d.outputs.grounded_text import report_as_text
 from vlm3d.outputs.html_report import render_page
 from vlm3d.outputs.report_text import printable
+from vlm3d.outputs.slice_viewer import build_viewer
 from vlm3d.volume import RegionMap, Volume
 
 VOID = {"meta", "img", "input", "br"}
@@ -322,6 +323,34 @@ def test_a_note_on_trained_weights_is_shown_too() -> None:
     assert report_as_text(noted).startswith("The localizer was NOT TRAINED.")
 
 
+def test_a_sentence_about_what_no_mask_shows_leads_to_where_the_classifier_looked() -> None:
+    values = checked_prediction().model_dump()
+    finding = values["report"]["sentences"][2]["findings"][0]
+    place = {"side": "left", "region": "left_lower_lobe", "level": "lower", "agreement": "agrees"}
+    finding["places"] = [{**place, "key_slice": 4}, {**place, "key_slice": 4}, {**place, "key_slice": None}]
+    told = sentence_on(page_of(Prediction.model_validate(values), make_masks("lung_nodule")), 2)
+    assert told.count("looked at, slice 5</a>") == 1
+    assert f'href="#images" data-slice="4" data-name="{finding["name"]}, looked at"' in told
+    assert "looked at" not in sentence_on(page_of(checked_prediction(), make_masks("lung_nodule")), 2)
+
+
+def test_the_viewer_is_to_hold_the_slice_that_the_classifier_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def build(*arguments: Any, key_slices: list[int], **named: Any) -> Any:
+        asked.append(key_slices)
+        return build_viewer(*arguments, key_slices=key_slices, **named)
+
+    monkeypatch.setattr("vlm3d.outputs.html_report.build_viewer", build)
+    values = make_prediction({"lung_nodule": [component()]}).model_dump()
+    place = {"side": "left", "region": "", "level": "lower"}
+    values["diseases"][0]["places"] = [{**place, "key_slice": 4}, {**place, "key_slice": None}]
+    page_of(Prediction.model_validate(values), make_masks("lung_nodule"))
+    assert asked == [[6, 4]]
+
+
 def test_sentences_that_do_not_fit_the_text_are_not_trusted() -> None:
     prediction = checked_prediction()
     moved = prediction.report.model_copy(update={"text": "x" + prediction.report.text})
@@ -337,6 +366,7 @@ def test_a_finding_without_a_mask_names_where_the_classifier_looked() -> None:
         {"side": "right", "region": "", "level": "upper", "key_slice": None},
     ]
     page = page_of(Prediction.model_validate(values))
-    assert "looked at: left lower lobe, slice 5</small>" in page
+    link = f'href="#images" data-slice="4" data-name="{values["diseases"][0]["name"]}, looked at"'
+    assert f"looked at: left lower lobe, <a {link}>slice 5</a></small>" in page
     assert "looked at: right</small>" in page
     assert "looked at" not in page_of(make_prediction())

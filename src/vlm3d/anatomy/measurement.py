@@ -221,6 +221,26 @@ def drop_small_pieces(mask_DHW: NDArray[np.bool_], min_voxels: float, connectivi
     mask_DHW[box] = keep_N[labels_DHW]
 
 
+def unsure_pieces(
+    mask_DHW: NDArray[np.bool_],
+    chance_DHW: NDArray[np.floating[Any]],
+    min_chance: float,
+    connectivity: int = 26,
+) -> NDArray[np.bool_]:
+    """A mask's pieces whose mean chance to be what they show lies below that (D, H, W)."""
+    unsure_DHW = np.zeros_like(mask_DHW)
+    box = bounding_box(mask_DHW)
+    if box is not None:
+        structure = ndimage.generate_binary_structure(3, _RANK_OF_CONNECTIVITY[connectivity])
+        labels_DHW, _ = ndimage.label(mask_DHW[box], structure)
+        labels = labels_DHW.ravel()
+        mean_N = np.bincount(labels, chance_DHW[box].ravel()) / np.maximum(np.bincount(labels), 1)
+        unsure_N = mean_N < min_chance
+        unsure_N[0] = False
+        unsure_DHW[box] = unsure_N[labels_DHW]
+    return unsure_DHW
+
+
 def bounding_box(mask_DHW: NDArray[Any]) -> tuple[slice, slice, slice] | None:
     """Smallest box around all voxels that are not zero, or None if there is none."""
     axial_HW = np.zeros(mask_DHW.shape[1:], bool)

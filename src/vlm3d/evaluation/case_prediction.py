@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm3d.anatomy.measurement import Component, drop_small_pieces
-from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset, lesion_masks
+from vlm3d.datasets.augmentation import Augmenter, TrainingSample
+from vlm3d.datasets.prepared import PreparedArrays, PreparedCase, PreparedDataset, lesion_masks
 from vlm3d.errors import CheckpointError
 from vlm3d.evaluation.case_findings import CaseFindings, LesionMasks
 from vlm3d.evaluation.evaluator import Part
 from vlm3d.evaluation.figures import Thresholds
-from vlm3d.evaluation.fusion_fitting import dice_at_cuts
-from vlm3d.evaluation.ranking import Floats
+from vlm3d.evaluation.fusion_fitting import MaskCounts
 from vlm3d.evaluation.store_truth import masks_in, truth_of
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, MIN_LESION_ML
 from vlm3d.model.evaluation_mode import evaluating
-from vlm3d.model.head_fusion import HeadFusion, HeadOdds, drawn_probability
+from vlm3d.model.head_fusion import HeadFusion, HeadOdds, draw_lesions
 from vlm3d.model.heads import read_heads
 from vlm3d.model.location import describe_findings, places_of
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -115,37 +115,74 @@ class CasePrediction:
 
 
 @dataclass(frozen=True)
-class TuningCase:
-    """What one case of a validation split tells about the heads.
+class TuningScan:
+    """What a scan of a validation split tells about the heads.
 
     Attributes:
         odds: The heads before they are weighed.
-        dice: Lesion key -> `dice_at_cuts` of its mask (C,), for the lesions that are annotated.
+        counts: Lesion key -> how its mask's logits are spread, for the lesions that are annotated.
     """
 
     odds: HeadOdds
-    dice: Mapping[str, Floats]
+    counts: Mapping[str, MaskCounts]
 
 
 @torch.inference_mode()
-def tuning_case(
-    model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, masks: bool = True
-) -> TuningCase:
-    """Read the heads, or the classifier alone, on one case; errors are those of `run_heads`."""
+def tuning_scans(
+    model: VLM3DMultiTask, dataset: PreparedDataset, index: int, *, masks: bool = True, variations: int = 0
+) -> list[TuningScan]:
+    """Read the heads, or the classifier alone, on one case, as it is stored and varied; errors are those of `run_heads`.
+
+    Args:
+        model: On the device that it is to run on; its mode is left as it was.
+        dataset: Prepared as the model needs it.
+        index: Of the case.
+        masks: Whether the localizer runs; without it nothing is varied.
+        variations: How often the scan is varied as in the training of these weights.
+    """
     case, arrays = dataset.cases[index], dataset.read(index)
-    intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     _check_names(model)
-    found = read_heads(model, intensity, regions, masks=masks)
-    dice = {}
-    if found.mask_logits_LDHW is not None:
-        keys = [lesion.key for lesion in model.lesions]
-        true_LDHW = lesion_masks(arrays.lesion_bits_DHW, case.known_lesions, keys) > 0
-        dice = {
-            key: dice_at_cuts(logits_DHW, true_DHW)
-            for key, logits_DHW, true_DHW in zip(keys, found.mask_logits_LDHW, true_LDHW, strict=True)
-            if key in case.known_lesions
-        }
-    return TuningCase(found.odds, dice)
+    masks_drawn = masks and any(lesion.key in case.known_lesions for lesion in model.lesions)
+    tuning = []
+    for number in range(1 + variations * masks_drawn):
+        scan = arrays if number == 0 else _varied(model, arrays, case, [number - 1, index])
+        found = read_heads(model, *_tensors(model, scan, case.regions_method is not None), masks=masks)
+        counts = {}
+        if found.mask_logits_LDHW is not None:
+            counts = _counts(model, found.mask_logits_LDHW, scan, case.known_lesions)
+        tuning.append(TuningScan(found.odds, counts))
+    return tuning
+
+
+def _counts(
+    model: VLM3DMultiTask, logits_LDHW: Tensor, arrays: PreparedArrays, known: Sequence[str]
+) -> dict[str, MaskCounts]:
+    keys = [lesion.key for lesion in model.lesions]
+    true_LDHW = lesion_masks(arrays.lesion_bits_DHW, known, keys) > 0
+    return {
+        key: MaskCounts.of(logits_DHW, true_DHW)
+        for key, logits_DHW, true_DHW in zip(keys, logits_LDHW, true_LDHW, strict=True)
+        if key in known
+    }
+
+
+def _varied(
+    model: VLM3DMultiTask, arrays: PreparedArrays, case: PreparedCase, seed: Sequence[int]
+) -> PreparedArrays:
+    """The scan as the training of these weights may have met it."""
+    with_regions = case.regions_method is not None
+    sample = TrainingSample(
+        hu_DHW=arrays.hu_DHW,
+        regions_DHW=arrays.regions_DHW if with_regions else None,
+        lesion_bits_DHW=arrays.lesion_bits_DHW,
+        labels_K=np.full(len(DISEASE_NAMES), np.nan, np.float32),
+        report=case.report,
+        case_id=case.case_id,
+        spacing_mm=case.spacing_mm,
+    )
+    varied = Augmenter(model.config.training.augmentation)(sample, np.random.default_rng(seed))
+    regions_DHW = arrays.regions_DHW if varied.regions_DHW is None else varied.regions_DHW
+    return PreparedArrays(varied.hu_DHW, regions_DHW, varied.lesion_bits_DHW)
 
 
 @torch.inference_mode()
@@ -187,7 +224,7 @@ def run_heads(
     predicted = CaseFindings(case.case_id, case.patient_id, scores_K)
     if found.mask_logits_LDHW is None or not (with_masks or with_report):
         return CasePrediction(predicted, true)
-    probability_LDHW = drawn_probability(found.mask_logits_LDHW, model.lesions, found.odds, run.fusion)
+    probability_LDHW, _ = draw_lesions(found.mask_logits_LDHW, model.lesions, found.odds, run.fusion)
     masks_LDHW = drawn_masks(probability_LDHW, case.spacing_mm, run)
     if with_masks:
         masks = _lesion_masks(model, masks_LDHW, probability_LDHW, affine)

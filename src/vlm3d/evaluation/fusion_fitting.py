@@ -1,8 +1,10 @@
-"""Fit how classifier and localizer are weighed (`vlm3d.model.head_fusion`) on cases that trained neither."""
+"""Fit how heads are weighed and masks are drawn (`vlm3d.model.head_fusion`) on cases that trained neither."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,24 +12,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm3d.evaluation.ranking import Floats
-from vlm3d.evaluation.thresholds import best_cut, every_cut
 from vlm3d.labels import Lesion
-from vlm3d.model.head_fusion import HeadFusion, Mix, shown_by
+from vlm3d.model.head_fusion import LOGIT_REACH, HeadFusion, MaskRule, Mix, Presence, dice_odds, shown_by
 
 RIDGE = 1.0
 """Penalty on half the squared weights of standardized features, beside the sum of the cases' losses."""
 MIN_OF_EACH = 5
 """Cases with and without a finding below which nothing is fitted: the heads then speak for themselves."""
 
-MASK_CUTS: Floats = np.arange(-16, 17) / 2
-"""Logits at which a mask may be cut."""
+MIN_PIECE_CHANCE = 0.5
+"""Pieces are left out whose voxels have a lower mean chance to be lesion."""
+MASK_VARIATIONS = 1
+"""How often a validation scan is varied, as in training, for the masks' rules, beside the scan itself."""
+MASK_CUTS: Floats = np.arange(-4 * LOGIT_REACH, 4 * LOGIT_REACH + 1) / 4
+"""Logits (C,) at which a mask may be cut."""
+BIN_CENTERS: Floats = np.r_[-LOGIT_REACH, (MASK_CUTS[:-1] + MASK_CUTS[1:]) / 2, LOGIT_REACH]
+"""Logits (C + 1,) that stand for the voxels between two cuts, and beyond the first and the last."""
 
 
-def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = RIDGE) -> Floats:
+def fit_logistic(
+    feature_NF: Floats, label_N: NDArray[Any], weight_N: Floats | None = None, ridge: float = RIDGE
+) -> Floats:
     """Weights and, last, offset (F + 1,) of a ridge-penalized logistic regression, by Newton's method.
 
     The penalty is on the weights of features scaled to unit variance; the offset is free.
+
+    Args:
+        feature_NF: One row an observation.
+        label_N: Whether each is positive, or the share of positives among equal ones.
+        weight_N: How many equal ones each row stands for; 1 by default.
+        ridge: Penalty.
     """
+    weight_N = np.ones(len(feature_NF)) if weight_N is None else weight_N
     mean_F, scale_F = feature_NF.mean(axis=0), feature_NF.std(axis=0)
     scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
     design = np.c_[(feature_NF - mean_F) / scale_F, np.ones(len(feature_NF))]
@@ -36,8 +52,8 @@ def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = 
     for _ in range(50):
         odds_N = np.clip(design @ weight, -30, 30)
         p_N = 1 / (1 + np.exp(-odds_N))
-        gradient = design.T @ (p_N - label_N) + penalty * weight
-        hessian = (design * (p_N * (1 - p_N))[:, None]).T @ design + np.diag(penalty)
+        gradient = design.T @ (weight_N * (p_N - label_N)) + penalty * weight
+        hessian = (design * (weight_N * p_N * (1 - p_N))[:, None]).T @ design + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
         weight -= np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-8:
@@ -46,92 +62,149 @@ def fit_logistic(feature_NF: Floats, label_N: NDArray[np.bool_], ridge: float = 
     return np.r_[weight_F, weight[-1] - weight_F @ mean_F]
 
 
-def dice_at_cuts(mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> Floats:
-    """Dice (C,) of a mask cut at each of `MASK_CUTS`; NaN where mask and truth are empty."""
-    cuts = torch.from_numpy(MASK_CUTS).to(mask_logits_DHW)
-    reached = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True).flatten()
-    hit = reached[torch.from_numpy(true_DHW).flatten().to(reached.device)]
+@dataclass(frozen=True)
+class MaskCounts:
+    """How the logits of one mask are spread, over all voxels and over those of the lesion.
 
-    def voxels_from(bins: Tensor) -> Floats:
-        counts: Floats = torch.bincount(bins, minlength=len(cuts) + 1).cpu().double().numpy()
-        return counts[::-1].cumsum()[::-1][1:]
+    Bin 0 lies under the first of `MASK_CUTS`, bin c from cut c - 1 up to cut c, the last one from the last cut up.
 
-    total = voxels_from(reached) + len(hit)
-    return np.where(total > 0, 2 * voxels_from(hit) / np.maximum(total, 1), np.nan)
+    Attributes:
+        voxels_B: Of the scan (C + 1,).
+        lesion_B: Of these, lesion.
+    """
+
+    voxels_B: Floats
+    lesion_B: Floats
+
+    @classmethod
+    def of(cls, mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> MaskCounts:
+        """Count one mask's logits."""
+        cuts = torch.from_numpy(MASK_CUTS).to(mask_logits_DHW)
+        bins = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True).flatten()
+        lesion = bins[torch.from_numpy(true_DHW).flatten().to(bins.device)]
+        voxels_B, lesion_B = (
+            torch.bincount(part, minlength=len(cuts) + 1).cpu().double().numpy() for part in (bins, lesion)
+        )
+        return cls(voxels_B, lesion_B)
+
+    @property
+    def has_lesion(self) -> bool:
+        """Whether the scan has the lesion."""
+        return bool(self.lesion_B.any())
+
+    def dice(self) -> Floats:
+        """Dice (C,) of the mask at each cut; NaN where mask and truth are empty."""
+        drawn_C, hit_C = _from_cut_on(self.voxels_B), _from_cut_on(self.lesion_B)
+        total_C = drawn_C + self.lesion_B.sum()
+        return np.where(total_C > 0, 2 * hit_C / np.maximum(total_C, 1), np.nan)
+
+    def expected_dice(self, chance_B: Floats, cut: int) -> float:
+        """`MaskRule.expected_dice` at cut number ``cut``, from the chance of each bin's voxels."""
+        drawn = _from_cut_on(self.voxels_B)[cut]
+        expected_B = self.voxels_B * chance_B
+        return float(2 * _from_cut_on(expected_B)[cut] / (drawn + expected_B.sum())) if drawn else 0.0
 
 
-def fit_mask_offsets(dice: Mapping[str, Floats]) -> dict[str, float]:
-    """What is added to each mask's logits so that a cut at 0 has the highest mean Dice.
+def _from_cut_on(bins_B: Floats) -> Floats:
+    """What lies at or above each cut (C,)."""
+    return bins_B[::-1].cumsum()[::-1][1:]
+
+
+@dataclass(frozen=True)
+class MaskScan:
+    """One lesion in a scan where it is annotated.
+
+    Attributes:
+        logit: The classifier's, of the lesion's disease.
+        counts: Of the mask.
+        varied: Whether the scan is a variation of a stored one.
+    """
+
+    logit: float
+    counts: MaskCounts
+    varied: bool = False
+
+
+def fit_mask_rule(scans: Sequence[MaskScan]) -> MaskRule | None:
+    """Where to cut a lesion's mask, with the highest mean Dice over the scans that have it, and what of it to draw.
 
     Args:
-        dice: Lesion key -> `dice_at_cuts` of each case that has it (N, C).
+        scans: With and without the lesion.
+
+    Returns:
+        None with fewer than `MIN_OF_EACH` stored scans with the lesion. With fewer without it, its presence is not fitted.
+        Pieces are left out only where the voxels drawn are lesion more often than not: a mask that is mostly wrong would
+        lose what it has.
     """
-    offsets: dict[str, float] = {}
-    for key, dice_NC in dice.items():
-        if len(dice_NC) >= MIN_OF_EACH:
-            mean_C = dice_NC.mean(axis=0)
-            best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
-            offsets[key] = 0.0 - float(MASK_CUTS[best[np.argmin(np.abs(MASK_CUTS[best]))]])
-    return offsets
+    counts, stored_N = [scan.counts for scan in scans], np.array([not scan.varied for scan in scans], bool)
+    has_N = np.array([of_scan.has_lesion for of_scan in counts], bool)
+    if (has_N & stored_N).sum() < MIN_OF_EACH:
+        return None
+    dice_NC = np.stack([of_scan.dice() for of_scan in counts])
+    mean_C = dice_NC[has_N].mean(axis=0)
+    best = np.flatnonzero(np.isclose(mean_C, mean_C.max(), rtol=0, atol=1e-12))
+    cut = int(best[np.argmin(np.abs(MASK_CUTS[best]))])
+    voxels_B = np.sum([of_scan.voxels_B for of_scan in counts], axis=0)
+    lesion_B = np.sum([of_scan.lesion_B for of_scan in counts], axis=0)
+    slope, offset = fit_logistic(BIN_CENTERS[:, None], lesion_B / np.maximum(voxels_B, 1), voxels_B).tolist()
+    rule = MaskRule(float(MASK_CUTS[cut]), slope, offset)
+    if 2 * lesion_B[cut + 1 :].sum() >= voxels_B[cut + 1 :].sum() > 0:
+        rule = replace(rule, min_piece_chance=MIN_PIECE_CHANCE)
+    if (~has_N & stored_N).sum() < MIN_OF_EACH:
+        return rule
+    chance_B = rule.chance(torch.from_numpy(BIN_CENTERS)).double().numpy()
+    expected_N = np.array([of_scan.expected_dice(chance_B, cut) for of_scan in counts])
+    return replace(rule, presence=fit_presence(np.array([scan.logit for scan in scans]), expected_N, has_N))
 
 
-def presence_threshold(probability_N: Floats, dice_N: Floats, has_N: NDArray[np.bool_]) -> float:
-    """From which probability on a lesion is drawn: the highest mean Dice over the cases that have it or have it drawn.
+def fit_presence(logit_N: Floats, expected_N: Floats, has_N: NDArray[np.bool_]) -> Presence:
+    """When to draw a lesion.
 
     Args:
-        probability_N: That each case has the lesion.
-        dice_N: Of its mask, were it drawn; NaN where there would be nothing to draw.
-        has_N: Whether the case has the lesion.
+        logit_N: The classifier's, of the lesion's disease.
+        expected_N: Dice that each mask expects.
+        has_N: Whether the scan has the lesion.
     """
-    cut, worth, alarms = every_cut(probability_N, np.where(has_N, dice_N, 0.0), ~has_N & ~np.isnan(dice_N))
-    return best_cut(cut, worth / (has_N.sum() + alarms))
+    classifier, mask, offset = fit_logistic(
+        np.stack([logit_N, dice_odds(expected_N)], axis=1), has_N
+    ).tolist()
+    presence = Presence(classifier, mask, offset, 0.0)
+    p_N = np.array([presence.probability(*pair) for pair in zip(logit_N, expected_N, strict=True)])
+    while True:  # Dinkelbach's iteration: rises to the highest mean Dice that these chances allow
+        drawn_N = (p_N * expected_N >= (1 - p_N) * presence.dice_to_beat) & (expected_N > 0)
+        counted = (p_N + (1 - p_N) * drawn_N).sum()
+        mean_dice = float((p_N * expected_N)[drawn_N].sum() / counted)
+        if mean_dice <= presence.dice_to_beat + 1e-9:
+            return presence
+        presence = replace(presence, dice_to_beat=mean_dice)
 
 
 def fit_fusion(
     logits: Mapping[str, Floats],
     peaks: Mapping[str, Floats],
     labels: Mapping[str, Floats],
-    present: Mapping[str, Floats],
-    dice: Mapping[str, Floats],
+    scans: Mapping[str, Sequence[MaskScan]],
     lesions: Sequence[Lesion],
 ) -> HeadFusion | None:
-    """Fit the diseases that masks show, each lesion's presence, from when on it is drawn, and its outline.
+    """Fit the diseases that masks show, and each mask's outline and from when on it is drawn.
 
     Args:
         logits: Disease -> the classifier's, one a case (N,).
         peaks: Lesion key -> `mask_peaks`, (N,).
         labels: Disease -> 0, 1 or NaN, (N,).
-        present: Lesion key -> whether its true mask has a voxel: 0, 1, or NaN where it is not annotated, (N,).
-        dice: Lesion key -> `dice_at_cuts`, (N, C); any number where the lesion is not annotated.
+        scans: Lesion key -> each scan in which it is annotated.
         lesions: Those of the masks.
 
     Returns:
         None where nothing has enough cases.
     """
-    offsets = fit_mask_offsets({key: dice[key][has_N == 1] for key, has_N in present.items()})
-    diseases: dict[str, Mix] = {}
-    for name in logits:
-        mix = _fit(logits[name], {key: peaks[key] for key in shown_by(name, lesions)}, labels[name])
-        if mix is not None:
-            diseases[name] = mix
-    drawn: dict[str, Mix] = {}
-    thresholds: dict[str, float] = {}
-    for lesion in lesions:
-        if lesion.disease not in logits:
-            continue
-        key, known_N = lesion.key, ~np.isnan(present[lesion.key])
-        mix = _fit(logits[lesion.disease], {key: peaks[key]}, present[key])
-        if mix is not None:
-            found = [
-                mix.probability(logit, {key: peak})
-                for logit, peak in zip(logits[lesion.disease][known_N], peaks[key][known_N], strict=True)
-            ]
-            drawn[key] = mix
-            cut = int(np.argmin(np.abs(MASK_CUTS + offsets.get(key, 0.0))))
-            thresholds[key] = presence_threshold(
-                np.array(found), dice[key][known_N, cut], present[key][known_N] == 1
-            )
-    return HeadFusion(diseases, drawn, thresholds, offsets) if diseases or drawn or offsets else None
+    diseases = {
+        name: mix
+        for name in logits
+        if (mix := _fit(logits[name], {key: peaks[key] for key in shown_by(name, lesions)}, labels[name]))
+    }
+    masks = {key: rule for key, with_masks in scans.items() if (rule := fit_mask_rule(with_masks))}
+    return HeadFusion(diseases, masks) if diseases or masks else None
 
 
 def _fit(logit_N: Floats, peaks: Mapping[str, Floats], label_N: Floats) -> Mix | None:

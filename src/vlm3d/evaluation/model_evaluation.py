@@ -17,9 +17,9 @@ from vlm3d.evaluation.case_prediction import (
     CasePrediction,
     HeadFindings,
     ModelRun,
-    TuningCase,
+    TuningScan,
     run_heads,
-    tuning_case,
+    tuning_scans,
     write_reports,
 )
 from vlm3d.evaluation.collected import CollectedCases
@@ -31,7 +31,7 @@ from vlm3d.evaluation.evaluator import (
     tuned_thresholds,
 )
 from vlm3d.evaluation.figures import Thresholds
-from vlm3d.evaluation.fusion_fitting import MASK_CUTS, fit_fusion
+from vlm3d.evaluation.fusion_fitting import MASK_VARIATIONS, MaskScan, fit_fusion
 from vlm3d.evaluation.grounding_figures import GroundedReport, grounding_section, located_findings
 from vlm3d.evaluation.intervals import as_json
 from vlm3d.evaluation.location_facts import LocationFact
@@ -228,7 +228,7 @@ class Tuned:
 
     Attributes:
         thresholds: Of the diseases' probabilities, as `fusion` leaves them.
-        fusion: How classifier and localizer are weighed; None where no mask was learned or annotated.
+        fusion: How classifier and localizer are weighed and masks drawn; None where no mask was learned or annotated.
     """
 
     thresholds: Thresholds
@@ -242,9 +242,19 @@ def tune_on_store(
     *,
     name: str,
     evaluated_patients: Sequence[str] = (),
+    variations: int = MASK_VARIATIONS,
     progress: Progress | None = None,
 ) -> Tuned:
     """Weigh classifier and localizer on another split, and take each disease's threshold there.
+
+    Args:
+        model: On the device that it is to run on; its mode is left as it was.
+        dataset: The split.
+        settings: What the thresholds maximize.
+        name: Of the split, for the record.
+        evaluated_patients: Who must not be in it.
+        variations: How often each scan is varied, as in training, for the rules of the masks.
+        progress: Called with the number of cases done and of all.
 
     Raises:
         ConfigError: The store was prepared for another model.
@@ -255,13 +265,13 @@ def tune_on_store(
     drawn = "localization" not in model.untrained_tasks  # a localizer that never learned has no say
     told = []
     for done, index in enumerate(indices, start=1):
-        told.append(tuning_case(model, dataset, index, masks=drawn))
+        told.append(tuning_scans(model, dataset, index, masks=drawn, variations=variations))
         if progress is not None:
             progress(done, len(indices))
     fusion = _fitted(model, dataset, indices, told) if drawn and told else None
     predicted: dict[str, CaseFindings] = {}
     truth: dict[str, CaseFindings] = {}
-    for index, tuning in zip(indices, told, strict=True):
+    for index, (tuning, *_) in zip(indices, told, strict=True):
         case = dataset.cases[index]
         probabilities = tuning.odds.probabilities(fusion)
         scores_K = np.array([probabilities[disease] for disease in DISEASE_NAMES])
@@ -277,28 +287,27 @@ def tune_on_store(
 
 
 def _fitted(
-    model: VLM3DMultiTask, dataset: PreparedDataset, indices: Sequence[int], told: Sequence[TuningCase]
+    model: VLM3DMultiTask,
+    dataset: PreparedDataset,
+    indices: Sequence[int],
+    told: Sequence[Sequence[TuningScan]],
 ) -> HeadFusion | None:
-    """How the heads are weighed."""
+    """How the heads are weighed and masks drawn, from `tuning_scans` of each case."""
     cases = [dataset.cases[index] for index in indices]
     labels_NK = np.array([case.labels_K for case in cases], dtype=float)
-    present = {
-        lesion.key: np.array(
-            [
-                float(case.lesion_voxels.get(lesion.key, 0) > 0)
-                if lesion.key in case.known_lesions
-                else np.nan
-                for case in cases
-            ]
-        )
-        for lesion in model.lesions
-    }
-    unknown = np.full(len(MASK_CUTS), np.nan)
+    stored = [scans[0] for scans in told]
     return fit_fusion(
-        {name: np.array([tuning.odds.logits[name] for tuning in told]) for name in DISEASE_NAMES},
-        {key: np.array([tuning.odds.peaks[key] for tuning in told]) for key in present},
+        {name: np.array([scan.odds.logits[name] for scan in stored]) for name in DISEASE_NAMES},
+        {lesion.key: np.array([scan.odds.peaks[lesion.key] for scan in stored]) for lesion in model.lesions},
         {name: labels_NK[:, k] for k, name in enumerate(DISEASE_NAMES)},
-        present,
-        {key: np.array([tuning.dice.get(key, unknown) for tuning in told]) for key in present},
+        {
+            lesion.key: [
+                MaskScan(scan.odds.logits[lesion.disease], scan.counts[lesion.key], varied=number > 0)
+                for scans in told
+                for number, scan in enumerate(scans)
+                if lesion.key in scan.counts
+            ]
+            for lesion in model.lesions
+        },
         model.lesions,
     )

@@ -143,26 +143,35 @@ def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str
     return [*lines, f"macro F1: {number(clinical['macro']['f1'])}", f"CRG: {number(clinical['crg'])}"]
 
 
-def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    lines = [f"{content['reports']} reports, written from findings at thresholds: {content['thresholds']}"]
-    rows = [
-        ["macro F1 of the findings in the texts", number(content["report_macro_f1"])],
-        ["macro F1 of the classifier", number(content["classifier_macro_f1"])],
-        ["  texts minus classifier", number(content["macro_f1_difference"])],
-        ["  as the language model wrote them", number(content["written_macro_f1"])],
+def grounding_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whether the reports say what the scans show: name and figure; names that begin with a space belong to the one before.
+
+    Args:
+        content: The section ``grounding`` of an evaluation.
+    """
+    return [
+        ("macro F1 of the findings in the texts", number(content["report_macro_f1"])),
+        ("macro F1 of the classifier", number(content["classifier_macro_f1"])),
+        ("  texts minus classifier", number(content["macro_f1_difference"])),
+        ("  as the language model wrote them", number(content["written_macro_f1"])),
         *(
-            [f"right {place} of true positives ({found['right']}/{found['judged']})", number(found["share"])]
+            (f"right {place} of true positives ({found['right']}/{found['judged']})", number(found["share"]))
             for place, found in (("side", content["right_side"]), ("lobe", content["right_lobe"]))
         ),
-        ["valid format", number(content["valid_format"])],
-        [
+        ("valid format", number(content["valid_format"])),
+        (
             f"no contradiction with the heads ({content['contradictions_checked']} checked)",
             number(content["no_contradiction"]),
-        ],
-        ["  as the language model wrote them", number(content["no_contradiction_written"])],
-        ["BLEU-4, as the challenge reads words", number(content["bleu_4"])],
-        ["  as the language model wrote them", number(content["bleu_4_written"])],
+        ),
+        ("  as the language model wrote them", number(content["no_contradiction_written"])),
+        ("BLEU-4, as the challenge reads words", number(content["bleu_4"])),
+        ("  as the language model wrote them", number(content["bleu_4_written"])),
     ]
+
+
+def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    lines = [f"{content['reports']} reports, written from findings at thresholds: {content['thresholds']}"]
+    rows = grounding_rows(content)
     width = max(len(name) for name, _ in rows)
     return [*lines, *(f"  {name.ljust(width)}  {value}" for name, value in rows)]
 

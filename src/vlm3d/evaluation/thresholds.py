@@ -58,28 +58,28 @@ def tune_thresholds(
         truth = table.truth_NK[known, k]
         if objective == "f1" and not truth.any():
             continue
-        cut, hits, alarms = every_cut(table.probability_NK[known, k], truth, ~truth)
+        cut, hits, alarms = _every_cut(table.probability_NK[known, k], truth)
         gain = (
             2 * hits / np.maximum(hits + alarms + truth.sum(), 1)
             if objective == "f1"
             else reward * 2 * hits - alarms
         )
-        threshold_K[k] = best_cut(cut, gain)
+        threshold_K[k] = _best_cut(cut, gain)
     return threshold_K
 
 
-def best_cut(cut_C: Floats, gain_C: Floats) -> float:
+def _best_cut(cut_C: Floats, gain_C: Floats) -> float:
     """The cut of the highest gain; of equal ones that nearest to 0.5."""
     equal = 1e-12 * max(1.0, abs(gain_C.max()))
     best = np.flatnonzero(np.isclose(gain_C, gain_C.max(), rtol=0, atol=equal))
     return float(cut_C[best[np.argmin(np.abs(cut_C[best] - 0.5))]])
 
 
-def every_cut(score_N: Floats, hit_N: Floats | Bools, alarm_N: Bools) -> tuple[Floats, Floats, Floats]:
-    """Cuts that differ in what they call, each with the sum of the hits and of the false alarms that it calls."""
+def _every_cut(score_N: Floats, truth_N: Bools) -> tuple[Floats, Floats, Floats]:
+    """Cuts that differ in whom they call, each with the numbers of hits and of false alarms that it calls."""
     score, group_N = np.unique(score_N, return_inverse=True)
-    hit = np.bincount(group_N, weights=hit_N, minlength=score.size)
-    alarm = np.bincount(group_N, weights=alarm_N, minlength=score.size)
+    hit = np.bincount(group_N, weights=truth_N, minlength=score.size)
+    alarm = np.bincount(group_N, weights=~truth_N, minlength=score.size)
     edge = np.r_[0.0, score, 1.0]
     cut = (edge[:-1] + edge[1:]) / 2
     cut[:-1] = np.where(cut[:-1] > edge[:-2], cut[:-1], score)  # no number lies between two neighbors

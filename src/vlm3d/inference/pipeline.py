@@ -48,7 +48,7 @@ from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import TASKS
 from vlm3d.model.checkpoint import DEFAULT_THRESHOLD, StoredThresholds, threshold_of
-from vlm3d.model.head_fusion import HeadOdds, drawn_probability
+from vlm3d.model.head_fusion import MaskDecision, draw_lesions
 from vlm3d.model.heads import read_heads
 from vlm3d.model.location import describe_findings, places_of
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -196,10 +196,12 @@ class Pipeline:
         fusion = None if self.thresholds is None else self.thresholds.fusion
         with watch.stage("measure"):
             assert found.mask_logits_LDHW is not None, "masks are asked for by default"
-            probability_LDHW = drawn_probability(found.mask_logits_LDHW, self.model.lesions, odds, fusion)
+            probability_LDHW, decisions = draw_lesions(
+                found.mask_logits_LDHW, self.model.lesions, odds, fusion
+            )
             del found
             lesions, masks, pieces = self._lesions(
-                probability_LDHW.cpu().numpy(), odds, prepared, volume, regions, settings
+                probability_LDHW.cpu().numpy(), decisions, prepared, volume, regions, settings
             )
             diseases = self._diseases(odds.probabilities(fusion), settings)
             positive = [disease.name for disease in diseases if disease.positive]
@@ -292,7 +294,7 @@ class Pipeline:
     def _lesions(
         self,
         probability_LDHW: NDArray[np.float32],
-        odds: HeadOdds,
+        decisions: Mapping[str, MaskDecision],
         prepared: PreparedScan,
         volume: Volume,
         regions: RegionMap | None,
@@ -303,8 +305,6 @@ class Pipeline:
         regions_DHW = None if regions is None else canonical_view(regions.labels_DHW, volume.affine)
         landmarks = find_landmarks(regions_DHW, canonical_volume.shape_DHW)
         voxel_ml = float(np.prod(volume.spacing_mm)) / 1000.0
-        fusion = None if self.thresholds is None else self.thresholds.fusion
-        presence = odds.presence(self.model.lesions, fusion)
         threshold = settings.localization_threshold
         findings: list[LesionFinding] = []
         masks: dict[str, NDArray[np.bool_]] = {}
@@ -327,14 +327,16 @@ class Pipeline:
                 landmarks=landmarks,
             )
             masks[lesion.key], pieces[lesion.key] = mask_DHW, found
+            decision = decisions.get(lesion.key)
             findings.append(
                 LesionFinding(
                     key=lesion.key,
                     name=lesion.name,
                     mask_file=None,
                     threshold=threshold,
-                    presence=presence.get(lesion.key),
-                    presence_threshold=None if fusion is None else fusion.lesion_thresholds.get(lesion.key),
+                    presence=None if decision is None else decision.presence,
+                    presence_threshold=None if decision is None else decision.presence_threshold,
+                    expected_dice=None if decision is None else decision.expected_dice,
                     max_probability=float(probability_DHW.max()),
                     uncertainty=mask_entropy_bits(probability_DHW, threshold),
                     volume_ml=float(np.count_nonzero(mask_DHW)) * voxel_ml,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 DISCLAIMER = "Research software, not a medical device. Not for diagnosis or treatment."
 
@@ -99,10 +99,20 @@ class LesionFinding(Model):
         None,
         ge=0,
         le=1,
-        description="Probability that the scan has it, from classifier and mask together; None where each stands alone.",
+        description="Probability that the scan has it, from classifier and mask together; None where none was fitted.",
     )
     presence_threshold: float | None = Field(
-        None, ge=0, le=1, description="Below it nothing is drawn: the mask is empty."
+        None,
+        ge=0,
+        le=1,
+        description="Below it nothing is drawn; above it unsure pieces can still be left out.",
+    )
+    expected_dice: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Dice that the mask expects, from how such voxels fared in validation, were all its pieces drawn; "
+        "None where nothing was fitted.",
     )
     max_probability: float = Field(ge=0, le=1, description="Of the surest voxel; 0 where nothing is drawn.")
     uncertainty: float = Field(

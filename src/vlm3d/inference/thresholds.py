@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlm3d.errors import CheckpointError, ConfigError, InputError
+from vlm3d.evaluation.fusion_fitting import MASK_VARIATIONS
 from vlm3d.evaluation.thresholds import Objective
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import (
@@ -42,9 +43,10 @@ def tune_checkpoint(
     split: str = "valid",
     objective: Objective = "f1",
     device: str = "cpu",
+    variations: int = MASK_VARIATIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> StoredThresholds:
-    """Weigh classifier and localizer on a split of a prepared store, choose each disease's threshold, and keep both.
+    """Weigh classifier and localizer on a split of a prepared store, choose thresholds and cuts, and keep all.
 
     A disease without a positive case there keeps 0.5.
 
@@ -54,11 +56,13 @@ def tune_checkpoint(
         split: To tune on; never the one that the weights were trained on.
         objective: What the thresholds maximize.
         device: That the model runs on.
+        variations: How often each scan is varied, as in the training of these weights, for the rules of the masks.
         progress: Called with the number of cases done and of all.
 
     Raises:
         CheckpointError: The checkpoint is damaged.
-        ConfigError: The split is the training split, or the store was prepared for another model.
+        ConfigError: The split is the training split, the store was prepared for another model, or ``variations`` is
+            below 0.
         InputError: The split holds no labeled case.
         OutputError: The folder cannot be written to.
     """
@@ -68,13 +72,20 @@ def tune_checkpoint(
 
     if split == "train":
         raise ConfigError("thresholds tuned on the training split are too strict; take --split valid")
+    if variations < 0:
+        raise ConfigError(f"scans are varied 0 times or more, got --variations {variations}")
     dataset = PreparedDataset(store, (split,))
     if not dataset.cases:
         raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
     folder = locate_checkpoint(checkpoint)
     model = VLM3DMultiTask.from_pretrained(folder, device=device)
     tuned = tune_on_store(
-        model, dataset, EvaluationSettings(objective=objective), name=f"split '{split}'", progress=progress
+        model,
+        dataset,
+        EvaluationSettings(objective=objective),
+        name=f"split '{split}'",
+        variations=variations,
+        progress=progress,
     )
     values = {
         name: min(max(float(value), 0.0), 1.0)

@@ -5,8 +5,8 @@ CHECKPOINT/
 ├── config.json          every setting of the model and its input (vlm3d.config.Config)
 ├── model.safetensors    encoder, classifier with its prompt embeddings, localizer, projector, adapters
 ├── training.json        how it was trained: {"status": "untrained" | "synthetic" | "trained", …}
-└── thresholds.json      optional: from which probability on each disease is positive and how classifier and localizer are
-                         weighed before that, tuned for these weights
+└── thresholds.json      optional: from which probability on each disease is positive, how classifier and localizer are
+                         weighed before that, and how masks are drawn, tuned for these weights
 ```
 
 The language model's frozen weights are not in it: they are named in config.json and found by `vlm3d.pretrained`.
@@ -54,7 +54,7 @@ class StoredThresholds:
         values: Disease -> probability, 0..1.
         source: How they were chosen, in words.
         fingerprint: Of the encoder's, the classifier's and the localizer's weights, from `heads_fingerprint`.
-        fusion: How classifier and localizer are weighed before the thresholds; None leaves each to itself.
+        fusion: How classifier and localizer are weighed before the thresholds, and masks drawn; None leaves each to itself.
     """
 
     values: Mapping[str, float]
@@ -187,7 +187,7 @@ def read_thresholds(folder: Path) -> StoredThresholds | None:
         fusion = None if stored.get("fusion") is None else HeadFusion.from_json(stored["fusion"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder}/{THRESHOLDS_FILE} is damaged: its fusion cannot be read; delete or tune it again"
+            f"{folder}/{THRESHOLDS_FILE} is damaged, or older than this vlm3d: its fusion cannot be read; tune it again"
         ) from error
     return StoredThresholds({name: float(value) for name, value in values.items()}, source, weights, fusion)
 

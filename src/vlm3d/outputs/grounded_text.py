@@ -35,6 +35,8 @@ class TextPart:
         number: Index of the sentence; None between sentences.
         sentence: What it rests on; None between sentences.
         rows: The pieces of lesions that it tells of, most important first.
+        looked_at: Where no mask shows a finding that it tells: the finding's name and the canonical slice at which the
+            classifier looked.
         conflicts: What contradicts the model's own findings, in words.
         finding: Name of the first disease that it names, or empty.
     """
@@ -43,6 +45,7 @@ class TextPart:
     number: int | None = None
     sentence: ReportSentence | None = None
     rows: tuple[LesionRow, ...] = ()
+    looked_at: tuple[tuple[str, int], ...] = ()
     conflicts: tuple[str, ...] = ()
     finding: str = ""
 
@@ -134,12 +137,20 @@ def _parts(
             number,
             sentence,
             tuple(rows),
+            tuple(dict.fromkeys(_looked_at(sentence))),
             conflicts.get(number, ()),
             sentence.findings[0].name if sentence.findings else "",
         )
         cursor = sentence.end
     if cursor < end:
         yield TextPart(report.text[cursor:end])
+
+
+def _looked_at(sentence: ReportSentence) -> Iterator[tuple[str, int]]:
+    for finding in sentence.findings:
+        for place in finding.places:
+            if place.lesion is None and place.key_slice is not None:
+                yield finding.name, place.key_slice
 
 
 def _trimmed(parts: Sequence[TextPart]) -> Iterator[TextPart]:

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -55,7 +55,7 @@ def render_page(
         scan.spacing_mm,
         scan.masks_DHW,
         scan.box,
-        key_slices=[row.slice_index for row in rows],
+        key_slices=[*(row.slice_index for row in rows), *_slices_looked_at(prediction.diseases)],
         start_slice=start,
     )
     paragraphs = report_paragraphs(prediction.report, rows)
@@ -85,6 +85,11 @@ def render_page(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
+
+
+def _slices_looked_at(diseases: Sequence[DiseaseFinding]) -> Iterator[int]:
+    for disease in diseases:
+        yield from (place.key_slice for place in disease.places if place.key_slice is not None)
 
 
 def _canonical_scan(

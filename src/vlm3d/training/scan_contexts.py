@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm3d.evaluation.case_prediction import ModelRun, drawn_masks
 from vlm3d.evaluation.location_facts import LocationFact
 from vlm3d.model.checkpoint import StoredThresholds, threshold_of
-from vlm3d.model.head_fusion import HeadOdds, drawn_probability
+from vlm3d.model.head_fusion import HeadOdds, draw_lesions
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.training.data import Batch
@@ -49,7 +49,7 @@ def scan_contexts(
         )
         called = [p >= threshold_of(name, thresholds) for name, p in odds.probabilities(fusion).items()]
         called_1K = torch.tensor([called], device=labels_1K.device).to(labels_1K.dtype)
-        drawn_LDHW = drawn_probability(logits_BLDHW[index], model.lesions, odds, fusion)
+        drawn_LDHW, _ = draw_lesions(logits_BLDHW[index], model.lesions, odds, fusion)
         drawn_1LDHW = _without_specks(drawn_LDHW, spacing_mm)[None]
         evidence = LesionEvidence(
             called_1K if builds_on_heads else labels_1K.where(~labels_1K.isnan(), called_1K),

@@ -8,7 +8,8 @@
   const label = document.getElementById("viewer-label");
   const outlines = document.getElementById("outlines");
   const paths = [...viewer.querySelectorAll("path[data-lesion]")];
-  const rows = [...document.querySelectorAll("[data-slice]")];
+  const links = [...document.querySelectorAll("[data-slice]")];
+  const pieces = links.filter((link) => link.dataset.ring);
   const scouts = [...document.querySelectorAll("[data-top-slice]")];
   let windowKey = data.windows[0].key;
   const ring = document.getElementById("viewer-ring");
@@ -23,12 +24,13 @@
 
   const showFocus = (index) => {
     const near = focus !== null && Math.abs(index - focus.slice) <= focus.reach;
-    ring.hidden = caption.hidden = !near;
+    caption.hidden = !near;
+    ring.hidden = !near || !focus.ring;
     paths.forEach((path) => path.classList.toggle("focus", near && path.dataset.lesion === focus.lesion));
     document.querySelectorAll(".sentence").forEach((sentence) =>
       sentence.classList.toggle("current-sentence", near && sentence === focus.sentence));
     if (!near) return;
-    [ring.style.left, ring.style.top, ring.style.width, ring.style.height] = focus.ring;
+    if (focus.ring) [ring.style.left, ring.style.top, ring.style.width, ring.style.height] = focus.ring;
     caption.firstElementChild.textContent = focus.name + " \u00b7";
     caption.lastElementChild.hash = focus.sentence ? focus.sentence.id : "report";
   };
@@ -36,9 +38,9 @@
   const focusOn = (link) => {
     focus = {
       slice: data.slices[nearest(Number(link.dataset.slice))].index,
-      reach: Number(link.dataset.reach),
+      reach: Number(link.dataset.reach || 0),
       lesion: link.dataset.focus,
-      ring: link.dataset.ring.split(" ").map((percent) => `${percent}%`),
+      ring: link.dataset.ring?.split(" ").map((percent) => `${percent}%`),
       name: link.dataset.name,
       sentence: link.closest(".sentence"),
     };
@@ -56,8 +58,8 @@
     slider.setAttribute("aria-valuetext", text);
     position.textContent = text;
     label.textContent = data.windows.find((w) => w.key === windowKey).label;
-    rows.forEach((row) => row.closest("tr, article")?.classList.toggle(
-      "current", Number(row.dataset.slice) === entry.index));
+    pieces.forEach((link) => link.closest("tr, article")?.classList.toggle(
+      "current", Number(link.dataset.slice) === entry.index));
     showFocus(entry.index);
     scouts.forEach((scout) => {
       const top = Number(scout.dataset.topSlice), bottom = Number(scout.dataset.bottomSlice);
@@ -100,9 +102,9 @@
     document.getElementById("images").scrollIntoView({ block: "start" });
     viewer.focus({ preventScroll: true });
   };
-  rows.forEach((link) => {
-    const row = link.closest("tr") || link;
-    row.addEventListener("click", (event) => {
+  links.forEach((link) => {
+    const target = (pieces.includes(link) && link.closest("tr")) || link;
+    target.addEventListener("click", (event) => {
       if (event.target.closest("a") && !event.target.closest("[data-slice]")) return;
       event.preventDefault();
       focusOn(link);
