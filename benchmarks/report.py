@@ -1,4 +1,4 @@
-"""Writing reports: tokens a second beside transformers' generate, the cost of more samples, and the memory limit, as JSON.
+"""Reports: tokens a second beside transformers' generate, the cost of samples, the memory limit, and learning, as JSON.
 
 python benchmarks/report.py                     SmolLM2-135M, 288 visual + 64 text embeddings, 128 new tokens
 python benchmarks/report.py --tokens 32         a shorter look
@@ -8,6 +8,9 @@ alike. ``same_outputs`` says whether greedy tokens are those of generate. Times 
 prompt included; ``decode`` leaves the prompt out on both sides (the time of one new token is taken off). The bandwidth
 limit is what this machine reads from memory in a second (one matrix-vector product over 1 GiB of float32) by the bytes of
 the weights that each token needs.
+
+The last row is a step of GRPO without its sampling: log-probabilities of K reports after one prompt and their gradient in
+the adapters, the prompt read once (`vlm3d.training.group_sampling`), beside transformers' batch of K prompts and reports.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from vlm3d.model.language_model import LanguageModel, load_language_model
 from vlm3d.model.llama_weights import llama_weights
 from vlm3d.model.report_decoding import continue_prompts, open_engine
 from vlm3d.model.token_choice import DecodingSettings
+from vlm3d.training.group_sampling import row_log_probabilities
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 VISUAL_TOKENS, TEXT_TOKENS, SAMPLES = 288, 64, 4
@@ -47,6 +51,7 @@ def main() -> None:
     prompt_PM = prompt(llm)
     seconds, tokens = measure(llm, prompt_PM, arguments.tokens, arguments.repeats)
     report(llm, seconds, tokens, arguments.tokens)
+    print(json.dumps(learning(arguments.tokens, arguments.repeats)))
 
 
 def prompt(llm: LanguageModel) -> Tensor:
@@ -128,6 +133,43 @@ def report(llm: LanguageModel, seconds: dict[str, float], written: dict[str, Any
         "share_of_limit": round(rate * gigabytes / bandwidth, 2),
     }
     print(json.dumps(row))
+
+
+def learning(count: int, repeats: int) -> dict[str, Any]:
+    """Seconds, forward and backward, of K reports of so many tokens."""
+    llm = load_language_model(NAME, use_lora=True, dtype=torch.float32)
+    llm.set_adapters_trainable(True)
+    prompt_PM = prompt(llm).detach()
+    tokens_KT = torch.randint(1000, (SAMPLES, count), generator=torch.Generator().manual_seed(0))
+    mask_KT = torch.ones_like(tokens_KT, dtype=torch.bool)
+
+    def ours() -> Tensor:
+        return row_log_probabilities(llm, prompt_PM, tokens_KT, mask_KT)
+
+    def peer() -> Tensor:
+        rows = torch.cat([prompt_PM.expand(SAMPLES, -1, -1), llm.embed(tokens_KT)], dim=1)
+        logits = llm(rows, use_cache=False, logits_to_keep=count + 1).logits[:, :-1]
+        return logits.log_softmax(dim=-1).gather(2, tokens_KT[..., None])[..., 0]
+
+    found: dict[str, Tensor] = {}
+    seconds = dict.fromkeys(("ours", "transformers"), float("inf"))
+    for repeat in range(repeats + 1):  # the first is not counted
+        for name, way in (("ours", ours), ("transformers", peer)):
+            start = time.perf_counter()
+            log_p_KT = way()
+            log_p_KT.sum().backward()
+            if repeat:
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+            found[name] = log_p_KT.detach()
+            llm.zero_grad(set_to_none=True)
+    return {
+        "learning_from_reports": SAMPLES,
+        "prompt_tokens": len(prompt_PM),
+        "report_tokens": count,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "times_transformers": round(seconds["transformers"] / seconds["ours"], 2),
+        "largest_difference_nats": float((found["ours"] - found["transformers"]).abs().max()),
+    }
 
 
 def weight_bytes(llm: LanguageModel) -> int:

@@ -48,6 +48,39 @@ def test_the_loss_sees_the_probabilities_that_were_drawn_from(strategy: str) -> 
             assert not found[~mask].any()
 
 
+def test_reports_after_one_prompt_learn_as_reports_with_a_prompt_each() -> None:
+    model = small_model(location_strategy="both").eval()
+    for parameter in model.part_parameters("adapters"):
+        torch.nn.init.normal_(parameter, std=0.3)
+    generator, context = model.report_generator, report_context(model)
+    trained = [*model.part_parameters("adapters"), *model.part_parameters("projector")]
+    draws = torch.Generator().manual_seed(0)
+    tokens_KT = torch.randint(1, 50, (3, 7), generator=draws)
+    mask_KT = torch.arange(7) < torch.tensor([[7], [1], [4]])
+    worth_KT = torch.randn(3, 7, generator=draws)
+
+    def gradients(log_p_KT: torch.Tensor) -> list[torch.Tensor | None]:
+        return list(torch.autograd.grad((log_p_KT * worth_KT).sum(), trained, allow_unused=True))
+
+    together = context.log_probabilities(generator, tokens_KT, mask_KT)
+    assert generator.llm is not None
+    alone = torch.zeros(3, 7)
+    for row, mask in enumerate(mask_KT):
+        prompt, words = context.prompt(generator), tokens_KT[row][mask]
+        logits = generator.llm(torch.cat([prompt, generator.llm.embed(words)])[None]).logits[0]
+        log_p = logits[len(prompt) - 1 : -1].log_softmax(-1)[torch.arange(len(words)), words]
+        alone = alone.index_put((torch.tensor([row]), torch.arange(len(words))), log_p)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    for one, other in zip(gradients(together), gradients(alone), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+    assert any(
+        gradient is not None and gradient.abs().max() > 0
+        for gradient in gradients(context.log_probabilities(generator, tokens_KT, mask_KT))
+    )
+
+
 def test_samples_follow_the_models_distribution() -> None:
     llm = small_language_model().eval()
     prompt = llm.embed_ids(llm.encode("Scan: ")).detach()

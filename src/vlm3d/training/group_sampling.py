@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -82,26 +82,50 @@ class ReportContext:
     def log_probabilities(
         self, generator: ReportGenerator, tokens_KT: Tensor, mask_KT: Tensor, temperature: float = 1.0
     ) -> Tensor:
-        """Log-probability (K, T) of given tokens, in nats; 0 where the mask is 0."""
-        rows = len(tokens_KT)
+        """`row_log_probabilities` of given reports after this scan's prompt."""
+        llm = generator.llm
+        assert llm is not None, "the language model is loaded before reports are sampled"
+        return row_log_probabilities(llm, self.prompt(generator), tokens_KT, mask_KT, temperature)
 
-        def repeated(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.expand(rows, *tensor.shape[1:])
 
-        features = self.features
-        found = generator(
-            repeated(features.global_BC),
-            repeated(features.region_BRC),
-            repeated(features.patch_BNC),
-            tokens_KT,
-            mask_KT.long(),
-            prompt_texts=[self.prompt_text] * rows,
-            evidence=replace(self.evidence, masks_BLDHW=repeated(self.evidence.masks_BLDHW)),
-            region_present_BR=repeated(features.region_present_BR),
-        )
-        logits_KTV = found["logits"].float() / temperature
-        chosen_KT = logits_KTV.gather(2, tokens_KT.unsqueeze(2)).squeeze(2)
-        return (chosen_KT - logits_KTV.logsumexp(dim=2)).masked_fill(~mask_KT, 0.0)
+def row_log_probabilities(
+    llm: LanguageModel, prompt_PM: Tensor, tokens_KT: Tensor, mask_KT: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability (K, T) of each token of some reports after one prompt, in nats; 0 where the mask is False.
+
+    The prompt and all reports stand in one row of P + N tokens, N those of the mask, and each report sees the prompt and
+    itself: the prompt, which is longer than a report, is read once, forward and backward, not K times.
+
+    Args:
+        llm: The language model.
+        prompt_PM: The prompt's embeddings.
+        tokens_KT: Token ids.
+        mask_KT: True at a report's tokens, which come first in its row.
+        temperature: Of the distribution.
+    """
+    row_N, place_N = mask_KT.nonzero(as_tuple=True)
+    tokens_N, prompt_length = tokens_KT[mask_KT], len(prompt_PM)
+    report_L = torch.cat([row_N.new_full((prompt_length,), -1), row_N])
+    position_L = torch.cat([torch.arange(prompt_length, device=row_N.device), prompt_length + place_N])
+    sees_LL = (report_L == -1) | (report_L == report_L[:, None])
+    sees_LL &= position_L <= position_L[:, None]
+    embedded_LM = torch.cat([prompt_PM.to(llm.dtype), llm.embed(tokens_N)])
+    hidden_LL = torch.zeros(sees_LL.shape, dtype=embedded_LM.dtype, device=sees_LL.device)
+    hidden_LL = hidden_LL.masked_fill(~sees_LL, torch.finfo(hidden_LL.dtype).min)
+    output = llm(
+        embedded_LM[None],
+        attention_mask=hidden_LL[None, None],
+        position_ids=position_L[None],
+        use_cache=False,
+        logits_to_keep=len(tokens_N) + 1,  # the prompt's last token, then all that were written
+    )
+    log_p_NV = log_softmax_rows(output.logits[0] / temperature)
+    index_N = torch.arange(len(tokens_N), device=row_N.device)
+    told_by_N = index_N.where(
+        place_N > 0, torch.zeros_like(index_N)
+    )  # the token before, or the prompt's last
+    log_p_KT = log_p_NV.new_zeros(mask_KT.shape)
+    return log_p_KT.masked_scatter(mask_KT, log_p_NV[told_by_N, tokens_N])
 
 
 @torch.no_grad()
