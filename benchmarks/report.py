@@ -9,7 +9,7 @@ prompt included; ``decode`` leaves the prompt out on both sides (the time of one
 limit is what this machine reads from memory in a second (one matrix-vector product over 1 GiB of float32) by the bytes of
 the weights that each token needs.
 
-The last row is a step of GRPO without its sampling: log-probabilities of K reports after one prompt and their gradient in
+The last rows are a step of GRPO without its sampling: log-probabilities of K reports after one prompt and their gradient in
 the adapters, the prompt read once (`vlm3d.training.group_sampling`), beside transformers' batch of K prompts and reports.
 """
 
@@ -34,6 +34,8 @@ from vlm3d.training.group_sampling import row_log_probabilities
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 VISUAL_TOKENS, TEXT_TOKENS, SAMPLES = 288, 64, 4
+TINY_PROMPT_TOKENS = 115
+"""About what `tiny` reads before a report: 16 of the image, the request, and five findings in words."""
 SAMPLING = {"temperature": 1.0, "top_p": 0.9}
 TEXT = "The scan shows a nodule in the right upper lobe and an effusion on the left side. " * 8
 
@@ -51,7 +53,8 @@ def main() -> None:
     prompt_PM = prompt(llm)
     seconds, tokens = measure(llm, prompt_PM, arguments.tokens, arguments.repeats)
     report(llm, seconds, tokens, arguments.tokens)
-    print(json.dumps(learning(arguments.tokens, arguments.repeats)))
+    for prompt_tokens in (VISUAL_TOKENS + TEXT_TOKENS, TINY_PROMPT_TOKENS):
+        print(json.dumps(learning(arguments.tokens, arguments.repeats, prompt_tokens)))
 
 
 def prompt(llm: LanguageModel) -> Tensor:
@@ -135,11 +138,11 @@ def report(llm: LanguageModel, seconds: dict[str, float], written: dict[str, Any
     print(json.dumps(row))
 
 
-def learning(count: int, repeats: int) -> dict[str, Any]:
-    """Seconds, forward and backward, of K reports of so many tokens."""
+def learning(count: int, repeats: int, prompt_tokens: int) -> dict[str, Any]:
+    """Seconds, forward and backward, of K reports of so many tokens after one prompt."""
     llm = load_language_model(NAME, use_lora=True, dtype=torch.float32)
     llm.set_adapters_trainable(True)
-    prompt_PM = prompt(llm).detach()
+    prompt_PM = prompt(llm)[:prompt_tokens].detach()
     tokens_KT = torch.randint(1000, (SAMPLES, count), generator=torch.Generator().manual_seed(0))
     mask_KT = torch.ones_like(tokens_KT, dtype=torch.bool)
 

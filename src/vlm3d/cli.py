@@ -274,7 +274,10 @@ def tune(
     split: Annotated[str, typer.Option(help="To tune on: other patients than those of training.")] = "valid",
     objective: Annotated[str, typer.Option(help="What the thresholds maximize: f1 or crg.")] = "f1",
     variations: Annotated[
-        int, typer.Option(help="Times each scan is also varied as in training, to fit how masks are drawn.")
+        int,
+        typer.Option(
+            help="Times an annotated scan is varied as in training, too, to fit how masks are drawn."
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

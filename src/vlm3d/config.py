@@ -427,7 +427,11 @@ class GrpoPhase(PhaseConfig):
     min_reward_std: float = Field(
         1e-3, ge=0, description="Reports whose rewards spread less are equally good."
     )
-    rows_per_pass: int = Field(4, ge=1, description="Reports a forward pass of the loss; bounds memory.")
+    rows_per_pass: int = Field(
+        4,
+        ge=1,
+        description="Reports that share a prompt in a pass of the loss; attention's memory may grow with the square.",
+    )
     weight_clinical: float = Field(0.4, ge=0, description="Of naming the right diseases.")
     weight_factual: float = Field(0.3, ge=0, description="Of telling them at the right places.")
     weight_fluency: float = Field(0.2, ge=0, description="Of fluent language.")

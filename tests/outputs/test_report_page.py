@@ -329,7 +329,7 @@ def test_a_sentence_about_what_no_mask_shows_leads_to_where_the_classifier_looke
     place = {"side": "left", "region": "left_lower_lobe", "level": "lower", "agreement": "agrees"}
     finding["places"] = [{**place, "key_slice": 4}, {**place, "key_slice": 4}, {**place, "key_slice": None}]
     told = sentence_on(page_of(Prediction.model_validate(values), make_masks("lung_nodule")), 2)
-    assert told.count("looked at, slice 5</a>") == 1
+    assert told.count(f"{finding['name'].lower()} looked at, slice 5</a>") == 1
     assert f'href="#images" data-slice="4" data-name="{finding["name"]}, looked at"' in told
     assert "looked at" not in sentence_on(page_of(checked_prediction(), make_masks("lung_nodule")), 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from vlm3d.model.decoding_engine import TransformersEngine
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.report_generator import LesionEvidence
 from vlm3d.training import group_sampling
-from vlm3d.training.group_sampling import FrozenPerplexity, ReportContext, replaced_weights, sample_group
+from vlm3d.training.group_sampling import (
+    FrozenPerplexity,
+    ReportContext,
+    replaced_weights,
+    row_log_probabilities,
+    sample_group,
+)
 
 # --- sampling ----------------------------------------------------------------------------------------------------
 
@@ -79,6 +86,25 @@ def test_reports_after_one_prompt_learn_as_reports_with_a_prompt_each() -> None:
         gradient is not None and gradient.abs().max() > 0
         for gradient in gradients(context.log_probabilities(generator, tokens_KT, mask_KT))
     )
+
+
+def test_the_temperature_is_not_rounded_to_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = small_language_model().eval()
+    logits = (10 * torch.randn(1, 6, 40, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    monkeypatch.setattr(llm, "forward", lambda *_, **__: SimpleNamespace(logits=logits))
+    tokens, prompt = torch.arange(1, 6)[None], llm.embed_ids([1, 2]).detach()
+    found = row_log_probabilities(llm, prompt, tokens, tokens > 0, temperature=0.7)
+    expected = (logits[0, :5].float() / 0.7).log_softmax(-1)[torch.arange(5), tokens[0]]
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_a_window_of_attention_is_not_exceeded() -> None:
+    llm = small_language_model().eval()
+    llm.config.sliding_window = 8
+    prompt = llm.embed_ids(llm.encode("Scan: ")).detach()
+    tokens = torch.ones(2, 9 - len(prompt), dtype=torch.long)
+    with pytest.raises(ValueError, match="window of 8"):
+        row_log_probabilities(llm, prompt, tokens, tokens > 0)
 
 
 def test_samples_follow_the_models_distribution() -> None:

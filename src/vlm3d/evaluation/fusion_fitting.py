@@ -80,7 +80,7 @@ class MaskCounts:
     def of(cls, mask_logits_DHW: Tensor, true_DHW: NDArray[np.bool_]) -> MaskCounts:
         """Count one mask's logits."""
         cuts = torch.from_numpy(MASK_CUTS).to(mask_logits_DHW)
-        bins = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True).flatten()
+        bins = torch.bucketize(mask_logits_DHW.contiguous(), cuts, right=True, out_int32=True).flatten()
         lesion = bins[torch.from_numpy(true_DHW).flatten().to(bins.device)]
         voxels_B, lesion_B = (
             torch.bincount(part, minlength=len(cuts) + 1).cpu().double().numpy() for part in (bins, lesion)

@@ -94,7 +94,7 @@ def row_log_probabilities(
     """Log-probability (K, T) of each token of some reports after one prompt, in nats; 0 where the mask is False.
 
     The prompt and all reports stand in one row of P + N tokens, N those of the mask, and each report sees the prompt and
-    itself: the prompt, which is longer than a report, is read once, forward and backward, not K times.
+    itself: the prompt is read once, forward and backward, not K times.
 
     Args:
         llm: The language model.
@@ -102,7 +102,15 @@ def row_log_probabilities(
         tokens_KT: Token ids.
         mask_KT: True at a report's tokens, which come first in its row.
         temperature: Of the distribution.
+
+    Raises:
+        ValueError: Prompt and reports are longer than the model's window of attention, which the mask knows nothing of.
     """
+    window = getattr(llm.config, "sliding_window", None)
+    if window is not None and len(prompt_PM) + mask_KT.shape[1] > window:
+        raise ValueError(
+            f"{len(prompt_PM)} prompt tokens and reports of {mask_KT.shape[1]} exceed the attention window of {window}"
+        )
     row_N, place_N = mask_KT.nonzero(as_tuple=True)
     tokens_N, prompt_length = tokens_KT[mask_KT], len(prompt_PM)
     report_L = torch.cat([row_N.new_full((prompt_length,), -1), row_N])
@@ -119,7 +127,7 @@ def row_log_probabilities(
         use_cache=False,
         logits_to_keep=len(tokens_N) + 1,  # the prompt's last token, then all that were written
     )
-    log_p_NV = log_softmax_rows(output.logits[0] / temperature)
+    log_p_NV = log_softmax_rows(output.logits[0].float() / temperature)
     index_N = torch.arange(len(tokens_N), device=row_N.device)
     told_by_N = index_N.where(
         place_N > 0, torch.zeros_like(index_N)
