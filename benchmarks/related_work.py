@@ -287,7 +287,7 @@ def measure(key: str, inputs: Inputs, arguments: argparse.Namespace) -> dict[str
         "seconds_a_scan": round(scored.seconds_a_scan, 3),
         "peak_training_mb": round(peak_training_mb),
         "peak_mb": round(peak_rss_mb()),
-        "settings": settings_of(inputs, arguments),
+        "settings": settings_of(key, inputs, arguments),
         "figures": scored.figures,
     }
     write_atomically(_result_file(arguments.out, key), json.dumps(result, indent=1) + "\n")
@@ -306,8 +306,8 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def settings_of(inputs: Inputs, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What must be equal for two rows to stand in one table."""
+def settings_of(key: str, inputs: Inputs, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What must be equal for a row to stand in the table; windows are nnU-Net's alone."""
     import torch
 
     def digest(text: str) -> str:
@@ -320,7 +320,7 @@ def settings_of(inputs: Inputs, arguments: argparse.Namespace) -> dict[str, Any]
         "seconds": arguments.seconds,
         "steps": arguments.steps,
         "lr_factor": arguments.lr_factor,
-        "window_overlap": arguments.window_overlap,
+        **({"window_overlap": arguments.window_overlap} if key == "nnunet" else {}),
         "config": digest(inputs.config.model_dump_json()),
         "training_cases": cases(inputs.train, range(len(inputs.train))),
         "held_out_cases": cases(inputs.held_out, inputs.indices),
@@ -334,16 +334,16 @@ def settings_of(inputs: Inputs, arguments: argparse.Namespace) -> dict[str, Any]
 
 def _run(inputs: Inputs, arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """Rows that are missing, one after the other, each in a process of its own; then the table."""
-    settings = settings_of(inputs, arguments)
     chosen = [key for key in ROWS if key in arguments.rows]
-    found = {key: read_result(arguments.out, key, settings) for key in chosen}
+    settings = {key: settings_of(key, inputs, arguments) for key in chosen}
+    found = {key: read_result(arguments.out, key, settings[key]) for key in chosen}
     _make_folder(arguments.out)
     print(json.dumps(machine()), flush=True)
     failed = []
     for key in chosen:
         if found[key] is None:
             ended = run_child([*argv, "--child", key])
-            found[key] = read_result(arguments.out, key, settings) if ended == 0 else None
+            found[key] = read_result(arguments.out, key, settings[key]) if ended == 0 else None
         result = found[key]
         if result is None:
             failed.append(key)

@@ -80,7 +80,9 @@ class PlainNNUNet(Row):
         self.phase = config.training.phases.localization
         self.peak_lr = self.phase.lr
         self.patch_size = config.model.vision.patch_size
-        self.window_DHW = self.phase.localization_crop or config.preprocessing.max_shape
+        self.window_DHW = (
+            self.phase.scan_crop or self.phase.localization_crop or config.preprocessing.max_shape
+        )
         self.overlap = overlap
         self.network = plain_network(
             planned_strides(self.window_DHW, config.preprocessing.spacing_mm), len(LESION_KEYS)

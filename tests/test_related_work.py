@@ -135,6 +135,23 @@ def test_the_contrastive_row_pairs_scans_with_their_own_reports(inputs: Any, tmp
     assert float(row.loss(batch).detach()) == 0.0
 
 
+def test_nnunet_learns_from_boxes_of_the_size_that_ours_learns_from(config: Config) -> None:
+    pytest.importorskip("dynamic_network_architectures")
+    nnunet: Any = importlib.import_module("related_work_nnunet")
+    phases = config.training.phases
+    for box, expected in (((16, 32, 32), (16, 32, 32)), (None, config.preprocessing.max_shape)):
+        phase = phases.localization.model_copy(update={"scan_crop": box, "localization_crop": None})
+        changed = phases.model_copy(update={"localization": phase})
+        training = config.training.model_copy(update={"phases": changed})
+        assert nnunet.PlainNNUNet(config.model_copy(update={"training": training})).window_DHW == expected
+
+
+def test_windows_are_a_setting_of_nnunet_alone(inputs: Any, tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path, "--window-overlap", "0.25")
+    assert related_work.settings_of("nnunet", inputs, arguments)["window_overlap"] == 0.25
+    assert "window_overlap" not in related_work.settings_of("cnn3d", inputs, arguments)
+
+
 def test_nnunet_is_planned_by_its_rule() -> None:
     pytest.importorskip("dynamic_network_architectures")
     nnunet: Any = importlib.import_module("related_work_nnunet")
