@@ -296,12 +296,10 @@ def tune(
     for name, value in stored.values.items():
         typer.echo(f"{value:.3f}  {name}")
     for key, rule in ({} if stored.fusion is None else stored.fusion.masks).items():
-        beaten = (
-            ""
-            if rule.presence is None
-            else f", where it promises a Dice above {rule.presence.dice_to_beat:.3f}"
+        beats = (
+            "" if rule.presence is None else f"; a mask is to beat a Dice of {rule.presence.dice_to_beat:.3f}"
         )
-        typer.echo(f"{rule.cut:+.2f}  logit from which on a voxel is {key}{beaten}")
+        typer.echo(f"{rule.cut:+.2f}  logit from which on a voxel is {key}{beats}")
     typer.echo(stored.source)
 
 

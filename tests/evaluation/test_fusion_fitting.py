@@ -186,6 +186,13 @@ def test_no_other_mean_dice_to_beat_draws_better(seed: int) -> None:
     assert max(map(mean_dice, np.linspace(0, 1, 101))) <= presence.dice_to_beat + 1e-9
 
 
+def test_a_classifier_without_numbers_ends_the_fit() -> None:
+    has = np.arange(12) % 2 == 0
+    with np.errstate(invalid="ignore"):
+        presence = fit_presence(np.full(12, np.nan), np.linspace(0.1, 0.9, 12), has)
+    assert presence.dice_to_beat == 0.0
+
+
 def test_dice_at_every_cut_equals_its_definition() -> None:
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(5, 6, 7)).astype(np.float32))

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ import torch
 from support.phantoms import coarse_phantom
 from support.small_models import small_model
 from support.training_store import phantom_store
-from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset
 from vlm3d.errors import CheckpointError, ConfigError, InputError
-from vlm3d.evaluation.case_prediction import tuning_scans
+from vlm3d.evaluation.case_prediction import _varied, tuning_scans
 from vlm3d.inference.loading import load_pipeline
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
 from vlm3d.inference.thresholds import thresholds_for, tune_checkpoint
@@ -206,3 +207,26 @@ def test_a_scan_is_read_as_stored_and_then_varied(model: VLM3DMultiTask, tmp_pat
     assert unannotated.counts == {}
     (without_masks,) = tuning_scans(model, dataset, 0, masks=False, variations=2)
     assert without_masks.odds.peaks == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_varied_scan_takes_its_lesions_and_regions_along(model: VLM3DMultiTask, seed: int) -> None:
+    moving = model.config.training.augmentation.model_copy(
+        update={"geometry_probability": 1.0, "rotate_degrees": 10.0, "translate_voxels": 4.0}
+    )
+    training = model.config.training.model_copy(update={"augmentation": moving})
+    moved = SimpleNamespace(config=model.config.model_copy(update={"training": training}))
+    lesion = np.zeros((16, 40, 40), bool)
+    lesion[5:11, 8:20, 22:34] = True
+    scan = PreparedArrays(
+        np.where(lesion, 300, -900).astype(np.int16), lesion.astype(np.uint8), lesion.astype(np.uint8)
+    )
+    case = SimpleNamespace(regions_method="made up", report=None, case_id="one", spacing_mm=(3.0, 1.5, 1.5))
+    varied = _varied(moved, scan, case, [seed])  # type: ignore[arg-type]
+    there = varied.lesion_bits_DHW > 0
+    assert there.any()
+    assert not np.array_equal(there, lesion)
+    np.testing.assert_array_equal(there, varied.regions_DHW > 0)
+    assert varied.hu_DHW[there].mean() > 0
+    assert varied.hu_DHW[~there].mean() < -700
+    np.testing.assert_array_equal(scan.lesion_bits_DHW, lesion)  # what is stored stays

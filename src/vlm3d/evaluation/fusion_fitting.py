@@ -174,7 +174,7 @@ def fit_presence(logit_N: Floats, expected_N: Floats, has_N: NDArray[np.bool_]) 
         drawn_N = (p_N * expected_N >= (1 - p_N) * presence.dice_to_beat) & (expected_N > 0)
         counted = (p_N + (1 - p_N) * drawn_N).sum()
         mean_dice = float((p_N * expected_N)[drawn_N].sum() / counted)
-        if mean_dice <= presence.dice_to_beat + 1e-9:
+        if not mean_dice > presence.dice_to_beat + 1e-9:  # of numbers that are none, too
             return presence
         presence = replace(presence, dice_to_beat=mean_dice)
 
