@@ -252,6 +252,7 @@ class Trainer:
                 gradnorm = self.step_module.loss.gradnorm
                 if gradnorm is not None:
                     gradnorm.update(losses, shared_parameters(self.model))
+                    gradnorm.weights.data = self.accelerator.reduce(gradnorm.weights.data, reduction="mean")
                 self.accelerator.backward(losses["total"] / phase.accumulate)
             told.append({task: float(loss.detach()) for task, loss in losses.items()})
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
