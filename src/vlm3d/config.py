@@ -159,6 +159,11 @@ class LocalizerConfig(Section):
         ge=0,
         description="Channels that tell the U-Net each voxel's region beside its intensity; 0 tells none.",
     )
+    read_mirrored: bool = Field(
+        False,
+        description="In prediction, also draw in the scan mirrored left to right and take the mean: for masks learned with "
+        "`flip_probability`. Encoding and localizing take twice as long.",
+    )
 
 
 class ReportConfig(Section):

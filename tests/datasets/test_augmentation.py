@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vlm3d.anatomy.regions import NUM_REGIONS, REGION_IDS
+from vlm3d.anatomy.regions import MIRRORED_REGION_IDS, NUM_REGIONS, REGION_IDS
 from vlm3d.config import AugmentationConfig, load_config
 from vlm3d.datasets.augmentation import (
-    MIRRORED_REGION,
     NO_AUGMENTATION,
     OUTSIDE_HU,
     Augmenter,
@@ -78,7 +77,8 @@ class TestGeometry:
         lesion = moved.lesion_bits_DHW > 0
         assert lesion.any()
         assert moved.hu_DHW.dtype == dtype
-        assert np.abs(center(bright) - center(lesion)).max() < 0.3
+        # the nearest voxel is off by half a voxel at most
+        assert np.abs(center(bright) - center(lesion)).max() < 0.55
         overlap = 2 * (bright & lesion).sum() / (bright.sum() + lesion.sum())
         assert overlap > 0.9
         own_region = REGION_IDS["left_lower_lobe" if geometry.flip else "right_lower_lobe"]
@@ -325,7 +325,7 @@ class TestFlip:
 
     def test_sided_regions_change_sides_and_the_rest_keeps_its_name(self) -> None:
         def mirror(key: str) -> int:
-            return int(MIRRORED_REGION[REGION_IDS[key]])
+            return MIRRORED_REGION_IDS[REGION_IDS[key]]
 
         assert mirror("right_upper_lobe") == REGION_IDS["left_upper_lobe"]
         assert mirror("left_upper_lobe") == REGION_IDS["right_upper_lobe"]
@@ -334,7 +334,7 @@ class TestFlip:
         assert mirror("right_pleural_space") == REGION_IDS["left_pleural_space"]
         for key in ("heart", "aorta", "liver", "airways", "spine"):
             assert mirror(key) == REGION_IDS[key]
-        assert MIRRORED_REGION[0] == 0
+        assert MIRRORED_REGION_IDS[0] == 0
 
     def test_a_mirrored_scan_is_the_scan_read_backwards(self) -> None:
         sample = blob_sample(report="Mass in the right lower lobe.", dtype=np.int16)

@@ -12,8 +12,11 @@ from safetensors.torch import load_file, save_file
 import vlm3d
 from support.small_models import small_config, small_language_model, small_model, small_text_encoder
 from vlm3d import MultiTaskLoss, VLM3DMultiTask, load_config
+from vlm3d.anatomy.regions import REGION_IDS, REGIONS
+from vlm3d.config import Config
 from vlm3d.errors import CheckpointError, OutputError
 from vlm3d.labels import LESION_KEYS, STORED_LESION_KEYS
+from vlm3d.model.evaluation_mode import evaluating
 
 SHAPE = (8, 32, 32)
 
@@ -236,6 +239,33 @@ def test_a_batch_gives_what_its_scans_give_alone() -> None:
         assert torch.allclose(
             together["classification"]["logits"][i], alone[i]["classification"]["logits"][0], atol=1e-4
         )
+
+
+def test_masks_that_are_read_mirrored_too_know_no_side() -> None:
+    """A scan and its mirror image get masks that are mirror images; the regions change sides with them."""
+    model = small_model()
+    one_way, sizes = model.config, model.config.model
+    localizer = sizes.localizer.model_copy(update={"read_mirrored": True})
+    both_ways = one_way.model_copy(update={"model": sizes.model_copy(update={"localizer": localizer})})
+    torch.manual_seed(5)
+    scan, regions = torch.randn(1, 1, *SHAPE), torch.randint(0, 21, (1, *SHAPE))
+    regions[regions == REGION_IDS["right_middle_lobe"]] = 0  # it has no counterpart
+    swapped = regions.clone()
+    for region in REGIONS:
+        if region.mirror:
+            swapped[regions == region.id] = REGION_IDS[region.mirror]
+
+    def read(config: Config, image: torch.Tensor, anatomy: torch.Tensor | None) -> torch.Tensor:
+        model.config = config
+        with evaluating(model), torch.inference_mode():
+            return model.read_masks(image, anatomy, model.encode(image, anatomy))
+
+    for anatomy, mirrored in ((regions, swapped.flip(-1)), (None, None)):
+        here, there = read(both_ways, scan, anatomy), read(both_ways, scan.flip(-1), mirrored)
+        torch.testing.assert_close(here, there.flip(-1), atol=1e-5, rtol=1e-5)
+        mean = (read(one_way, scan, anatomy) + read(one_way, scan.flip(-1), mirrored).flip(-1)) / 2
+        torch.testing.assert_close(here, mean, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(here, read(one_way, scan, anatomy), atol=1e-3)
 
 
 def test_tasks_can_be_left_out() -> None:

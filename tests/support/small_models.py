@@ -104,7 +104,9 @@ def small_model(*, seed: int = 0, with_text: bool = True, **report: object) -> V
     torch.manual_seed(seed)
     llm = small_language_model(seed=seed)
     config = small_config(**report)
-    model = VLM3DMultiTask(config, text_encoder=small_text_encoder(), load_llm=False, llm_dim=llm.hidden_size)
+    model = VLM3DMultiTask(
+        config, text_encoder=small_text_encoder(seed), load_llm=False, llm_dim=llm.hidden_size
+    )
     model.report_generator.attach_llm(llm)
     if not with_text:
         model.classifier.detach_text_encoder()

@@ -47,9 +47,16 @@ REGIONS: tuple[Region, ...] = (
     Region(20, "body_wall", "body wall"),
 )
 
+_WITHOUT_MIRROR = {"right_middle_lobe": "left_upper_lobe"}
+
 NUM_REGIONS = len(REGIONS)
 REGION_IDS: dict[str, int] = {region.key: region.id for region in REGIONS}
 REGION_BY_ID: dict[int, Region] = {region.id: region for region in REGIONS}
+MIRRORED_REGION_IDS: tuple[int, ...] = (
+    0,
+    *(REGION_IDS[region.mirror or _WITHOUT_MIRROR.get(region.key, region.key)] for region in REGIONS),
+)
+"""Region id -> id of what lies there in the scan mirrored left to right; a right middle lobe is part of an upper lobe."""
 RIGHT_LUNG_IDS: tuple[int, ...] = (1, 2, 3)
 LEFT_LUNG_IDS: tuple[int, ...] = (4, 5)
 LUNG_IDS: tuple[int, ...] = RIGHT_LUNG_IDS + LEFT_LUNG_IDS

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from vlm3d.anatomy.regions import REGION_IDS, REGIONS
+from vlm3d.anatomy.regions import MIRRORED_REGION_IDS, REGION_IDS
 from vlm3d.config import AugmentationConfig
 from vlm3d.datasets.augmentation_text import mirrored_report
 
@@ -39,8 +39,8 @@ OUTSIDE_HU = -1024.0
 _SLAB = 8  # slices worked on at once: they stay in the processor's cache
 _BEND_HU = (-1000.0, 1000.0)
 _CUTOUT_TRIES = 8
+_MIRRORED_REGION = np.array(MIRRORED_REGION_IDS, np.uint8)
 _GHOST_SHARE = (0.2, 0.45)  # weight of a second contour
-_WITHOUT_MIRROR = {"right_middle_lobe": "left_upper_lobe"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Augmenter:
         regions = sample.regions_DHW
         if regions is not None:
             regions = coordinates.nearest(regions)
-            regions = MIRRORED_REGION[regions] if geometry.flip else regions
+            regions = _MIRRORED_REGION[regions] if geometry.flip else regions
         return replace(
             sample,
             hu_DHW=_as_stored(coordinates.linear(sample.hu_DHW), sample.hu_DHW.dtype),
@@ -202,19 +202,6 @@ class Augmenter:
         for _ in range(config.cutout_boxes):
             _cut_out(hu_DHW, sample.lesion_bits_DHW, config.cutout_mm, sample.spacing_mm, rng)
         return replace(sample, hu_DHW=_as_stored(hu_DHW, sample.hu_DHW.dtype))
-
-
-def _mirrored_regions() -> NDArray[np.uint8]:
-    """Region id -> id of what lies there in the mirrored scan."""
-    table = np.arange(256, dtype=np.uint8)
-    for region in REGIONS:
-        if region.side is not None:
-            table[region.id] = REGION_IDS[region.mirror or _WITHOUT_MIRROR[region.key]]
-    return table
-
-
-MIRRORED_REGION = _mirrored_regions()
-"""By region id. The right middle lobe becomes part of the left upper lobe, see `augmentation_text`."""
 
 
 class _Coordinates:

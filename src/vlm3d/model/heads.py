@@ -59,6 +59,6 @@ def read_heads(
         mask_logits_LDHW = None
         if masks:
             with stage("localize"):
-                mask_logits_LDHW = model.localize(intensity_11DHW, regions_1DHW, features)["mask_logits"][0]
+                mask_logits_LDHW = model.read_masks(intensity_11DHW, regions_1DHW, features)[0]
     odds = HeadOdds.of(classified["logits"][0], model.disease_names, mask_logits_LDHW, model.lesions)
     return HeadReading(features, odds, classified["seen"][0], mask_logits_LDHW)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm3d.anatomy.regions import MIRRORED_REGION_IDS
 from vlm3d.config import Config, ModelConfig, with_model_fields
 from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
@@ -187,6 +188,23 @@ class VLM3DMultiTask(nn.Module):
             "patch_similarity": found.patch_similarity_BLZYX,
         }
 
+    def read_masks(
+        self, ct_volume: Tensor, segmentation_mask: Tensor | None, features: VisionFeatures
+    ) -> Tensor:
+        """Mask logits (B, L, D, H, W) as prediction reads them.
+
+        With ``read_mirrored`` they are the mean of the scan's and of its mirror image's.
+        """
+        logits_BLDHW: Tensor = self.localize(ct_volume, segmentation_mask, features)["mask_logits"]
+        if not self.config.model.localizer.read_mirrored:
+            return logits_BLDHW
+        mirrored, regions = ct_volume.flip(-1), None
+        if segmentation_mask is not None:
+            table = torch.tensor(MIRRORED_REGION_IDS, dtype=torch.uint8, device=segmentation_mask.device)
+            regions = table[segmentation_mask.flip(-1).long()]
+        there: Tensor = self.localize(mirrored, regions, self.encode(mirrored, regions))["mask_logits"]
+        return (logits_BLDHW + there.flip(-1)) / 2
+
     def forward(
         self,
         ct_volume: Tensor,
@@ -295,7 +313,7 @@ class VLM3DMultiTask(nn.Module):
             classified = self.classify(features)
             probabilities_BK = classified["probabilities"]
             positive_BK = probabilities_BK >= classification_threshold
-            masks_BLDHW = self.localize(ct_volume, segmentation_mask, features)["mask_logits"].sigmoid()
+            masks_BLDHW = self.read_masks(ct_volume, segmentation_mask, features).sigmoid()
             written = []
             if generate_report:
                 self.report_generator.load_llm()

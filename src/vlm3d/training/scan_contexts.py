@@ -36,7 +36,7 @@ def scan_contexts(
     predicted = predicted or [True] * len(batch.case_ids)
     features = model.encode(batch.intensity_B1DHW, batch.regions_BDHW)
     classified = model.classify(features)
-    logits_BLDHW = model.localize(batch.intensity_B1DHW, batch.regions_BDHW, features)["mask_logits"].float()
+    logits_BLDHW = model.read_masks(batch.intensity_B1DHW, batch.regions_BDHW, features).float()
     fusion = None if thresholds is None else thresholds.fusion
     spacing_mm = model.config.preprocessing.spacing_mm
     contexts = []
