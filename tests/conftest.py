@@ -7,10 +7,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A change is judged by the same examples each time; `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
 
 REAL_DATA = Path(os.environ.get("VLM3D_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
