@@ -333,6 +333,20 @@ def test_a_checkpoint_alone_is_enough_to_predict(saved: tuple[VLM3DMultiTask, Pa
     assert loaded.classifier.text_encoder is None
 
 
+def test_embeddings_of_a_checkpoint_stay_to_the_bit_until_the_soft_prompts_change() -> None:
+    """Another processor rounds them otherwise; thresholds that were tuned for these weights must know them again."""
+    model = small_model()
+    state = {name: tensor.clone() for name, tensor in model.checkpoint_state_dict().items()}
+    elsewhere = torch.nextafter(state["classifier.prompt_embedding"], torch.tensor(9.0))
+    state["classifier.prompt_embedding"] = elsewhere
+    model.load_checkpoint_state_dict(state)
+    model.train().eval()
+    assert torch.equal(model.checkpoint_state_dict()["classifier.prompt_embedding"], elsewhere)
+    torch.nn.init.normal_(model.classifier.soft_prompts)
+    changed = model.checkpoint_state_dict()["classifier.prompt_embedding"]
+    assert not torch.allclose(changed, elsewhere, atol=1e-3)
+
+
 def test_frozen_weights_are_not_in_the_checkpoint(saved: tuple[VLM3DMultiTask, Path]) -> None:
     names = load_file(saved[1] / "model.safetensors")
     assert not [

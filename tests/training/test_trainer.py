@@ -65,14 +65,15 @@ def test_all_phases_end_in_a_checkpoint_that_predicts(
     assert list((tmp_path / "run" / "samples").glob("*/*.png"))
 
 
-def test_a_run_may_start_from_weights_with_fewer_mask_prompts(
+def test_a_run_may_start_from_weights_with_fewer_mask_prompts_that_were_read_otherwise(
     tmp_path: Path, store: Path, pretrained: dict[str, Any]
 ) -> None:
     config = training_config(pretrained)
     start = VLM3DMultiTask(config)
     start.save_pretrained(tmp_path / "start")
     count = config.model.localizer.num_lesion_diseases
-    localizer = config.model.localizer.model_copy(update={"num_lesion_diseases": count + 3})
+    changes = {"num_lesion_diseases": count + 3, "read_mirrored": True}
+    localizer = config.model.localizer.model_copy(update=changes)
     more = config.model_copy(update={"model": config.model.model_copy(update={"localizer": localizer})})
     trainer = Trainer(TrainingRequest(more, store, tmp_path / "run", ["1.2"], start_from=tmp_path / "start"))
     embedding_LT = trainer.model.localizer.text_embedder.prompt_embedding

@@ -51,6 +51,8 @@ class MultiLabelClassifier(nn.Module):
         self.soft_prompts = nn.Parameter(torch.empty(config.num_diseases, config.num_soft_prompts, text_dim))
         self.prompt_embedding: Tensor
         self.register_buffer("prompt_embedding", torch.zeros(config.num_diseases, text_dim))
+        self._embedded: Tensor  # the soft prompts that `prompt_embedding` was made of
+        self.register_buffer("_embedded", torch.full_like(self.soft_prompts, torch.nan), persistent=False)
         self.text_projection = nn.Linear(text_dim, shared)
         self.norm_image = nn.LayerNorm(vision_dim)
         self.global_projection = nn.Linear(vision_dim, shared)
@@ -72,7 +74,7 @@ class MultiLabelClassifier(nn.Module):
         return self._text_encoder[0] if self._text_encoder else None
 
     def attach_text_encoder(self, encoder: TextEncoder) -> None:
-        """Let the soft prompts train through a frozen text encoder, and embed the prompts with it now."""
+        """Let the soft prompts train through a frozen text encoder, and embed the prompts unless a checkpoint has them."""
         self._text_encoder = [encoder]
         self.soft_prompts.requires_grad_(True)
         self.refresh_prompts()
@@ -85,9 +87,19 @@ class MultiLabelClassifier(nn.Module):
 
     @torch.no_grad()
     def refresh_prompts(self) -> None:
-        """Bring the stored prompt embeddings up to date with the soft prompts."""
-        if self.text_encoder is not None:
+        """Bring the stored prompt embeddings up to date with the soft prompts.
+
+        Embeddings of soft prompts that did not change stay as they are: another processor would round them otherwise, and
+        what was tuned for these weights would not know them again.
+        """
+        if self.text_encoder is not None and not torch.equal(self._embedded, self.soft_prompts):
             self.prompt_embedding.copy_(self._encode_prompts())
+            self.keep_embeddings()
+
+    @torch.no_grad()
+    def keep_embeddings(self) -> None:
+        """Take the stored prompt embeddings for those of the soft prompts, as in a checkpoint."""
+        self._embedded.copy_(self.soft_prompts)
 
     def _encode_prompts(self) -> Tensor:
         assert self.text_encoder is not None

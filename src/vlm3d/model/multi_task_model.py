@@ -506,6 +506,7 @@ class VLM3DMultiTask(nn.Module):
             {n: tensor for n, tensor in state.items() if not n.startswith(prefix)},
             "the model",
         )
+        self.classifier.keep_embeddings()
         self.report_generator.load_checkpoint_state_dict(report)
 
     def fingerprint(self) -> str:

@@ -430,12 +430,12 @@ class Trainer:
     def _load(self, model: VLM3DMultiTask, folder: Path, *, other_prompts: bool = False) -> None:
         """Take a checkpoint's weights, if allowed under more or fewer mask prompts: these are text, not weights."""
         found, state = checkpoint.read_config(folder).model, checkpoint.read_weights(folder)
-        count = self.config.model.localizer.num_lesion_diseases
-        if other_prompts and found.localizer.num_lesion_diseases != count:
-            found = found.model_copy(
-                update={"localizer": found.localizer.model_copy(update={"num_lesion_diseases": count})}
-            )
+        wanted = self.config.model.localizer
+        allowed: dict[str, Any] = {"read_mirrored": wanted.read_mirrored}  # nor is how masks are read
+        if other_prompts and found.localizer.num_lesion_diseases != wanted.num_lesion_diseases:
+            allowed["num_lesion_diseases"] = wanted.num_lesion_diseases
             state["localizer.text_embedder.prompt_embedding"] = model.localizer.text_embedder.prompt_embedding
+        found = found.model_copy(update={"localizer": found.localizer.model_copy(update=allowed)})
         if found != self.config.model:
             raise ConfigError(f"{folder} holds another model than the settings ask for")
         model.load_checkpoint_state_dict(state)
