@@ -93,10 +93,15 @@ mean run7 run7b run7c run7d
 $VLM3D train tiny --from "$WORK/run7/final" --data "$WORK/seventh" --out "$WORK/run8a" --phase joint training.seed=21 \
     $MOVED $AUGMENT.lowres_probability=0.35 $PHASES.joint.steps=400 "${MASKS[@]}"
 mean run8 run7 run8a
-$VLM3D tune "$WORK/run8/final" --data "$WORK/seventh"
+# Ninth run: masks in mirrored scans, too, and read in both from now on (docs/decisions/0016).
+$VLM3D train tiny --from "$WORK/run8/final" --data "$WORK/seventh" --out "$WORK/run9a" --phase joint training.seed=31 \
+    $MOVED $AUGMENT.lowres_probability=0.35 $AUGMENT.flip_probability=0.5 model.localizer.read_mirrored=true \
+    training.precision=bf16 $PHASES.joint.steps=600 "${MASKS[@]}"
+mean run9 run8 run9a
+$VLM3D tune "$WORK/run9/final" --data "$WORK/seventh"
 
 # Judged as a user meets it, with searched regions; and once with exact ones, to tell the two apart.
-EVALUATE="$VLM3D evaluate --checkpoint $WORK/run8/final --page --overwrite"
+EVALUATE="$VLM3D evaluate --checkpoint $WORK/run9/final --page --overwrite"
 TEST="phantom:200000-200200:$COMMON,split=test"
 $VLM3D prepare "$TEST" --config tiny --anatomy classical --out "$WORK/test"
 $EVALUATE --data "$WORK/test" --out "$WORK/evaluation_test" --report
@@ -105,4 +110,4 @@ $VLM3D prepare "phantom:300000-300200:$COMMON,split=test,protocol=shifted,spacin
 $EVALUATE --data "$WORK/shifted" --out "$WORK/evaluation_shifted"
 $VLM3D prepare "$TEST" --config tiny --anatomy given --out "$WORK/given"
 $EVALUATE --data "$WORK/given" --out "$WORK/evaluation_given"
-echo "== $(date -u +%FT%TZ) done: $WORK/run8/final, $WORK/evaluation_{test,shifted,given}"
+echo "== $(date -u +%FT%TZ) done: $WORK/run9/final, $WORK/evaluation_{test,shifted,given}"
