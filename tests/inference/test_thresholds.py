@@ -15,6 +15,7 @@ import torch
 from support.phantoms import coarse_phantom
 from support.small_models import small_model
 from support.training_store import phantom_store
+from vlm3d.datasets.augmentation import NO_AUGMENTATION
 from vlm3d.datasets.prepared import PreparedArrays, PreparedDataset
 from vlm3d.errors import CheckpointError, ConfigError, InputError
 from vlm3d.evaluation.case_prediction import _varied, tuning_scans
@@ -47,7 +48,7 @@ def folder(model: VLM3DMultiTask, tmp_path: Path) -> Path:
 
 
 def stored(model: VLM3DMultiTask, **values: float) -> StoredThresholds:
-    return StoredThresholds(values, "made up", heads_fingerprint(model.checkpoint_state_dict()))
+    return StoredThresholds(values, "made up", heads_fingerprint(model.checkpoint_state_dict(), model.config))
 
 
 def test_predict_takes_the_checkpoints_thresholds_unless_told_otherwise(
@@ -171,6 +172,20 @@ def test_a_fusion_of_another_localizer_is_refused(model: VLM3DMultiTask, folder:
         thresholds_for(other, folder)
 
 
+def test_thresholds_of_masks_that_were_read_otherwise_are_refused(
+    model: VLM3DMultiTask, folder: Path
+) -> None:
+    write_thresholds(folder, fused(model, 1.0))
+    other = small_model(with_text=False)
+    sizes = other.config.model
+    localizer = sizes.localizer.model_copy(update={"read_mirrored": True})
+    other.config = other.config.model_copy(
+        update={"model": sizes.model_copy(update={"localizer": localizer})}
+    )
+    with pytest.raises(CheckpointError, match="other weights"):
+        thresholds_for(other, folder)
+
+
 def test_a_localizer_that_learned_is_weighed_in(model: VLM3DMultiTask, folder: Path, tmp_path: Path) -> None:
     store = phantom_store(tmp_path / "store", model.config, train=1, valid=14)
     trained = small_model(with_text=False)
@@ -202,6 +217,10 @@ def test_a_scan_is_read_as_stored_and_then_varied(model: VLM3DMultiTask, tmp_pat
     assert again.odds == first.odds
     voxels = {scan.counts["lung_nodule"].voxels_B.sum() for scan in (stored, first, second)}
     assert voxels == {float(np.prod(case.shape_DHW))}
+    only_mirrored = NO_AUGMENTATION.model_copy(update={"flip_probability": 1.0})
+    training = model.config.training.model_copy(update={"augmentation": only_mirrored})
+    model.config = model.config.model_copy(update={"training": training})
+    assert tuning_scans(model, dataset, 0, variations=1)[1].odds == stored.odds
     dataset.cases = [replace(case, known_lesions=())]
     (unannotated,) = tuning_scans(model, dataset, 0, variations=2)
     assert unannotated.counts == {}

@@ -17,6 +17,7 @@ from vlm3d.config import Config
 from vlm3d.errors import CheckpointError, OutputError
 from vlm3d.labels import LESION_KEYS, STORED_LESION_KEYS
 from vlm3d.model.evaluation_mode import evaluating
+from vlm3d.model.heads import read_heads
 
 SHAPE = (8, 32, 32)
 
@@ -266,6 +267,12 @@ def test_masks_that_are_read_mirrored_too_know_no_side() -> None:
         mean = (read(one_way, scan, anatomy) + read(one_way, scan.flip(-1), mirrored).flip(-1)) / 2
         torch.testing.assert_close(here, mean, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(here, read(one_way, scan, anatomy), atol=1e-3)
+        model.config = both_ways
+        logits_LDHW = read_heads(model, scan, anatomy).mask_logits_LDHW
+        torch.testing.assert_close(logits_LDHW, here[0])
+        found = model.predict(scan, anatomy, generate_report=False)["localization"]["probabilities"]
+        drawn = torch.stack([found[lesion.key][0] for lesion in model.lesions])
+        torch.testing.assert_close(drawn, here[0].sigmoid())
 
 
 def test_tasks_can_be_left_out() -> None:
@@ -335,11 +342,10 @@ def test_a_checkpoint_alone_is_enough_to_predict(saved: tuple[VLM3DMultiTask, Pa
 
 def test_embeddings_of_a_checkpoint_stay_to_the_bit_until_the_soft_prompts_change() -> None:
     """Another processor rounds them otherwise; thresholds that were tuned for these weights must know them again."""
-    model = small_model()
-    state = {name: tensor.clone() for name, tensor in model.checkpoint_state_dict().items()}
+    state = small_model().checkpoint_state_dict()
     elsewhere = torch.nextafter(state["classifier.prompt_embedding"], torch.tensor(9.0))
-    state["classifier.prompt_embedding"] = elsewhere
-    model.load_checkpoint_state_dict(state)
+    model = small_model(seed=1)
+    model.load_checkpoint_state_dict({**state, "classifier.prompt_embedding": elsewhere})
     model.train().eval()
     assert torch.equal(model.checkpoint_state_dict()["classifier.prompt_embedding"], elsewhere)
     torch.nn.init.normal_(model.classifier.soft_prompts)

@@ -163,7 +163,7 @@ def test_a_checkpoint_is_run_over_a_split_with_thresholds_of_another(run, files:
 def test_stored_thresholds_are_used_unless_others_are_asked_for(run, files: Path, store: Path) -> None:
     model = small_model(with_text=False)
     model.save_pretrained(files / "checkpoint")
-    fingerprint = heads_fingerprint(model.checkpoint_state_dict())
+    fingerprint = heads_fingerprint(model.checkpoint_state_dict(), model.config)
     write_thresholds(files / "checkpoint", StoredThresholds({"Emphysema": 0.125}, "made up", fingerprint))
     arguments = ("--checkpoint", files / "checkpoint", "--data", store, "--resamples", 0)
     code, out, err = run(*arguments, "--out", files / "out")

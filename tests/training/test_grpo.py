@@ -24,7 +24,9 @@ from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import (
     StoredThresholds,
     heads_fingerprint,
+    read_config,
     read_thresholds,
+    read_weights,
     write_thresholds,
 )
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -286,7 +288,7 @@ def test_thresholds_call_the_findings_and_stay_with_heads_that_do_not_learn(
 ) -> None:
     tuned = tmp_path / "tuned"
     shutil.copytree(start, tuned)
-    heads = heads_fingerprint(VLM3DMultiTask.from_pretrained(start).checkpoint_state_dict())
+    heads = heads_fingerprint(read_weights(start), read_config(start))
     never = StoredThresholds(dict.fromkeys(DISEASE_NAMES, 1.0), "no finding at all", heads)
     write_thresholds(tuned, never)
     config = grpo_config(pretrained, {"steps": 1, "predicted_findings": 1.0})

@@ -319,14 +319,17 @@ def test_a_run_is_not_resumed_with_other_settings(
         )
 
 
-def test_a_run_from_before_an_augmentation_came_goes_on_without_it(
+def test_a_run_from_before_a_setting_came_goes_on_without_it(
     tmp_path: Path, store: Path, pretrained: dict[str, Any]
 ) -> None:
     config = training_config(pretrained)
     request = TrainingRequest(config, store, tmp_path / "run", ["1.1"], stop_after=1)
     train(request)
     settings = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    del settings["training"]["augmentation"]["motion_probability"]
+    del (
+        settings["training"]["augmentation"]["motion_probability"],
+        settings["model"]["localizer"]["read_mirrored"],
+    )
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     train(request)
     moving = config.training.augmentation.model_copy(update={"motion_probability": 0.5})

@@ -54,7 +54,10 @@ REGION_IDS: dict[str, int] = {region.key: region.id for region in REGIONS}
 REGION_BY_ID: dict[int, Region] = {region.id: region for region in REGIONS}
 MIRRORED_REGION_IDS: tuple[int, ...] = (
     0,
-    *(REGION_IDS[region.mirror or _WITHOUT_MIRROR.get(region.key, region.key)] for region in REGIONS),
+    *(
+        region.id if region.side is None else REGION_IDS[region.mirror or _WITHOUT_MIRROR[region.key]]
+        for region in REGIONS
+    ),
 )
 """Region id -> id of what lies there in the scan mirrored left to right; a right middle lobe is part of an upper lobe."""
 RIGHT_LUNG_IDS: tuple[int, ...] = (1, 2, 3)

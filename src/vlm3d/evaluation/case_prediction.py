@@ -169,7 +169,7 @@ def _counts(
 def _varied(
     model: VLM3DMultiTask, arrays: PreparedArrays, case: PreparedCase, seed: Sequence[int]
 ) -> PreparedArrays:
-    """The scan as the training of these weights may have met it."""
+    """The scan as the training of these weights may have met it, but not mirrored: prediction mirrors for masks alone."""
     with_regions = case.regions_method is not None
     sample = TrainingSample(
         hu_DHW=arrays.hu_DHW,
@@ -180,7 +180,8 @@ def _varied(
         case_id=case.case_id,
         spacing_mm=case.spacing_mm,
     )
-    varied = Augmenter(model.config.training.augmentation)(sample, np.random.default_rng(seed))
+    augmentation = model.config.training.augmentation.model_copy(update={"flip_probability": 0.0})
+    varied = Augmenter(augmentation)(sample, np.random.default_rng(seed))
     regions_DHW = arrays.regions_DHW if varied.regions_DHW is None else varied.regions_DHW
     return PreparedArrays(varied.hu_DHW, regions_DHW, varied.lesion_bits_DHW)
 

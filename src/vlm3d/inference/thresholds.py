@@ -28,7 +28,7 @@ def thresholds_for(model: VLM3DMultiTask, checkpoint: str | Path) -> StoredThres
     """
     folder = locate_checkpoint(checkpoint)
     thresholds = read_thresholds(folder)
-    if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict()):
+    if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict(), model.config):
         raise CheckpointError(
             f"{folder}/{THRESHOLDS_FILE} was tuned for other weights than these: delete it, or tune it again "
             "with 'vlm3d tune'"
@@ -91,7 +91,7 @@ def tune_checkpoint(
         name: min(max(float(value), 0.0), 1.0)
         for name, value in zip(DISEASE_NAMES, tuned.thresholds.value_K, strict=True)
     }
-    heads = heads_fingerprint(model.checkpoint_state_dict())
+    heads = heads_fingerprint(model.checkpoint_state_dict(), model.config)
     stored = StoredThresholds(values, tuned.thresholds.source, heads, tuned.fusion)
     write_thresholds(folder, stored)
     return stored

@@ -53,7 +53,7 @@ class StoredThresholds:
     Attributes:
         values: Disease -> probability, 0..1.
         source: How they were chosen, in words.
-        fingerprint: Of the encoder's, the classifier's and the localizer's weights, from `heads_fingerprint`.
+        fingerprint: Of what they were tuned for, from `heads_fingerprint`.
         fusion: How classifier and localizer are weighed before the thresholds, and masks drawn; None leaves each to itself.
     """
 
@@ -62,9 +62,9 @@ class StoredThresholds:
     fingerprint: str
     fusion: HeadFusion | None = None
 
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether they were tuned for these weights, of `VLM3DMultiTask.checkpoint_state_dict`."""
-        return self.fingerprint == heads_fingerprint(state)
+    def fits(self, state: Mapping[str, Tensor], config: Config) -> bool:
+        """Whether they were tuned for these weights, of `VLM3DMultiTask.checkpoint_state_dict`, read as ``config`` says."""
+        return self.fingerprint == heads_fingerprint(state, config)
 
 
 def threshold_of(disease: str, thresholds: StoredThresholds | None) -> float:
@@ -97,7 +97,7 @@ def write_checkpoint(
     with whole_folder(folder) as fresh:
         (fresh / CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
         (fresh / TRAINING_FILE).write_text(json.dumps(training, indent=2), encoding="utf-8")
-        if thresholds is not None and thresholds.fits(state):
+        if thresholds is not None and thresholds.fits(state, config):
             (fresh / THRESHOLDS_FILE).write_text(_as_json(thresholds), encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:
@@ -241,14 +241,18 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def heads_fingerprint(state: Mapping[str, Tensor]) -> str:
+def heads_fingerprint(state: Mapping[str, Tensor], config: Config) -> str:
     """`fingerprint` of what probabilities and masks depend on: it stays when a report writer is trained later.
 
     Args:
         state: From `VLM3DMultiTask.checkpoint_state_dict`.
+        config: Of the model; how masks are read counts.
     """
     parts = ("vision_encoder.", "classifier.", "localizer.")
-    return fingerprint({name: tensor for name, tensor in state.items() if name.startswith(parts)})
+    heads = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    if config.model.localizer.read_mirrored:
+        heads["localizer.read_mirrored"] = torch.ones(())
+    return fingerprint(heads)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -74,7 +74,15 @@ class MultiLabelClassifier(nn.Module):
         return self._text_encoder[0] if self._text_encoder else None
 
     def attach_text_encoder(self, encoder: TextEncoder) -> None:
-        """Let the soft prompts train through a frozen text encoder, and embed the prompts unless a checkpoint has them."""
+        """Let the soft prompts train through a frozen text encoder, and embed the prompts unless a checkpoint has them.
+
+        Raises:
+            ValueError: The encoder has another width than the prompts.
+        """
+        if encoder.dim != self.soft_prompts.shape[-1]:
+            raise ValueError(
+                f"prompts are {self.soft_prompts.shape[-1]} wide, the text encoder {encoder.dim}"
+            )
         self._text_encoder = [encoder]
         self.soft_prompts.requires_grad_(True)
         self.refresh_prompts()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm3d.anatomy.regions import MIRRORED_REGION_IDS
+from vlm3d.anatomy.regions import MIRRORED_REGION_IDS, NUM_REGIONS
 from vlm3d.config import Config, ModelConfig, with_model_fields
 from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
@@ -92,6 +92,8 @@ class VLM3DMultiTask(nn.Module):
         # `RegionMap.method` of the training scans; empty where nobody said
         self.learned_anatomy: tuple[str, ...] = ()
         sizes = self.config.model
+        if sizes.localizer.read_mirrored and sizes.vision.num_regions != NUM_REGIONS:
+            raise ValueError(f"read_mirrored knows the {NUM_REGIONS} regions, not {sizes.vision.num_regions}")
         place = torch.device(device) if device is not None else torch.get_default_device()
         if load_text and text_encoder is None and place.type != "meta":
             text_encoder = load_text_encoder(sizes.classifier.text_encoder, device=place)
@@ -188,6 +190,7 @@ class VLM3DMultiTask(nn.Module):
             "patch_similarity": found.patch_similarity_BLZYX,
         }
 
+    @torch.no_grad()
     def read_masks(
         self, ct_volume: Tensor, segmentation_mask: Tensor | None, features: VisionFeatures
     ) -> Tensor:
@@ -201,9 +204,9 @@ class VLM3DMultiTask(nn.Module):
         mirrored, regions = ct_volume.flip(-1), None
         if segmentation_mask is not None:
             table = torch.tensor(MIRRORED_REGION_IDS, dtype=torch.uint8, device=segmentation_mask.device)
-            regions = table[segmentation_mask.flip(-1).long()]
+            regions = table[segmentation_mask.flip(-1).int()]
         there: Tensor = self.localize(mirrored, regions, self.encode(mirrored, regions))["mask_logits"]
-        return (logits_BLDHW + there.flip(-1)) / 2
+        return logits_BLDHW.add_(there.flip(-1)).div_(2)
 
     def forward(
         self,
@@ -408,7 +411,10 @@ class VLM3DMultiTask(nn.Module):
     # --- what trains -------------------------------------------------------------------------------------------
 
     def attach_text_encoder(self, encoder: TextEncoder) -> None:
-        """Embed all prompts with a frozen text encoder, and let the soft prompts train through it."""
+        """Let the soft prompts train through a frozen text encoder, and embed the lesions' prompts with it.
+
+        The diseases' prompts are embedded, too, unless a checkpoint brought their embeddings.
+        """
         self.classifier.attach_text_encoder(encoder)
         self.localizer.text_embedder.embed(encoder)
 

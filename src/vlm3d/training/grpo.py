@@ -115,7 +115,7 @@ class GrpoLearner:
         self.accelerator = accelerator
         self.stream = ScanStream(dataset, config, phase, phase_number)
         self.parameters = dict(parameters)
-        if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict()):
+        if thresholds is not None and not thresholds.fits(model.checkpoint_state_dict(), model.config):
             logger.warning("the thresholds were tuned for other heads: each head speaks for itself, at 0.5")
             thresholds = None
         self.thresholds = thresholds

@@ -183,7 +183,7 @@ def score_held_out(
     """
     first = models[0]
     dataset.check(first.config.preprocessing)
-    heads = {heads_fingerprint(model.checkpoint_state_dict()) for model in models}
+    heads = {heads_fingerprint(model.checkpoint_state_dict(), model.config) for model in models}
     if len(heads) > 1:
         raise ConfigError(
             "rewards of reports are compared between checkpoints with the same encoder and heads"

@@ -428,10 +428,13 @@ class Trainer:
         return model
 
     def _load(self, model: VLM3DMultiTask, folder: Path, *, other_prompts: bool = False) -> None:
-        """Take a checkpoint's weights, if allowed under more or fewer mask prompts: these are text, not weights."""
+        """Take a checkpoint's weights, if allowed under more or fewer mask prompts: these are text, not weights.
+
+        Masks may be read otherwise than before (``read_mirrored``); its thresholds then no longer fit.
+        """
         found, state = checkpoint.read_config(folder).model, checkpoint.read_weights(folder)
         wanted = self.config.model.localizer
-        allowed: dict[str, Any] = {"read_mirrored": wanted.read_mirrored}  # nor is how masks are read
+        allowed: dict[str, Any] = {"read_mirrored": wanted.read_mirrored}
         if other_prompts and found.localizer.num_lesion_diseases != wanted.num_lesion_diseases:
             allowed["num_lesion_diseases"] = wanted.num_lesion_diseases
             state["localizer.text_embedder.prompt_embedding"] = model.localizer.text_embedder.prompt_embedding
@@ -507,6 +510,7 @@ def _refuse_other_settings(known: Path, config: Config) -> None:
     before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
     usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
     before["training"]["augmentation"] = usual | before["training"]["augmentation"]
+    before["model"]["localizer"].setdefault("read_mirrored", False)
     changed = sorted(_differences(before, now))
     if changed:
         raise ConfigError(
