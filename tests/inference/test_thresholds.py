@@ -203,7 +203,9 @@ def test_a_localizer_that_learned_is_weighed_in(model: VLM3DMultiTask, folder: P
     assert read_thresholds(folder) == thresholds_for(VLM3DMultiTask.from_pretrained(folder), folder)
 
 
-def test_a_scan_is_read_as_stored_and_then_varied(model: VLM3DMultiTask, tmp_path: Path) -> None:
+def test_a_scan_is_read_as_stored_and_then_varied(
+    model: VLM3DMultiTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = PreparedDataset(phantom_store(tmp_path / "store", model.config, train=1, valid=1), ("valid",))
     (case,) = dataset.cases
     dataset.cases = [replace(case, known_lesions=("lung_nodule", "pleural_effusion"))]
@@ -219,7 +221,7 @@ def test_a_scan_is_read_as_stored_and_then_varied(model: VLM3DMultiTask, tmp_pat
     assert voxels == {float(np.prod(case.shape_DHW))}
     only_mirrored = NO_AUGMENTATION.model_copy(update={"flip_probability": 1.0})
     training = model.config.training.model_copy(update={"augmentation": only_mirrored})
-    model.config = model.config.model_copy(update={"training": training})
+    monkeypatch.setattr(model, "config", model.config.model_copy(update={"training": training}))
     assert tuning_scans(model, dataset, 0, variations=1)[1].odds == stored.odds
     dataset.cases = [replace(case, known_lesions=())]
     (unannotated,) = tuning_scans(model, dataset, 0, variations=2)
