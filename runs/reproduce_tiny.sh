@@ -18,17 +18,19 @@ echo "== $(date -u +%FT%TZ) $(nproc) cores, $($VLM3D --version)"
 
 # The first two runs draw the five lesions alone, the others three lung signs besides (docs/decisions/0012).
 FIVE=model.localizer.num_lesion_diseases=5
+# The first eight runs learned from no mirrored scan.
+TRAIN="$VLM3D train tiny training.augmentation.flip_probability=0 model.localizer.read_mirrored=false"
 
 # First run: with the phantoms' own regions, which are exact.
 $VLM3D prepare "phantom:0-640:$COMMON,split=train" "phantom:100000-100064:$COMMON,split=valid" \
     --config tiny --anatomy given --out "$WORK/store"
-$VLM3D train tiny --data "$WORK/store" --out "$WORK/run" $FIVE
+$TRAIN --data "$WORK/store" --out "$WORK/run" $FIVE
 
 # Second run, from the first one's weights: half of the scans with the regions that `vlm3d predict` searches.
 $VLM3D prepare "phantom:0-352:$COMMON,split=train" "phantom:100000-100048:$COMMON,split=valid" \
     --config tiny --anatomy mixed --out "$WORK/mixed"
 PHASES=training.phases
-$VLM3D train tiny --from "$WORK/run/final" --data "$WORK/mixed" --out "$WORK/run2" \
+$TRAIN --from "$WORK/run/final" --data "$WORK/mixed" --out "$WORK/run2" \
     --phase local --phase classification --phase localization --phase joint $FIVE training.seed=2 \
     $PHASES.local.steps=600 $PHASES.local.lr=6e-4 $PHASES.classification.steps=30 \
     $PHASES.localization.steps=300 $PHASES.localization.lr=1.2e-3 \
@@ -39,34 +41,34 @@ $VLM3D train tiny --from "$WORK/run/final" --data "$WORK/mixed" --out "$WORK/run
 # Third run, from the second one's: other phantoms, all with searched regions, which is what a user's scan has.
 $VLM3D prepare "phantom:640-1040:$COMMON,split=train" "phantom:100000-100048:$COMMON,split=valid" \
     --config tiny --anatomy classical --out "$WORK/searched"
-$VLM3D train tiny --from "$WORK/run2/final" --data "$WORK/searched" --out "$WORK/run3" \
+$TRAIN --from "$WORK/run2/final" --data "$WORK/searched" --out "$WORK/run3" \
     --phase local --phase classification --phase localization --phase joint training.seed=3 \
     $PHASES.local.steps=500 $PHASES.local.lr=6e-4 $PHASES.classification.steps=30 \
     $PHASES.localization.steps=1100 $PHASES.localization.lr=1.5e-3 \
     $PHASES.joint.steps=250 $PHASES.joint.lr=4e-4 $PHASES.joint.without_regions=0 \
     "$PHASES.joint.tasks={generation: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]"
 # Fourth run: masks drawn in whole scans, after boxes cut out of them.
-$VLM3D train tiny --from "$WORK/run3/final" --data "$WORK/searched" --out "$WORK/run4" --phase joint training.seed=4 \
+$TRAIN --from "$WORK/run3/final" --data "$WORK/searched" --out "$WORK/run4" --phase joint training.seed=4 \
     $PHASES.joint.steps=140 $PHASES.joint.lr=8e-4 $PHASES.joint.warmup_steps=10 $PHASES.joint.without_regions=0 \
     "$PHASES.joint.tasks={localization: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]"
 # Fifth run: reports alone, on other phantoms; a second, shorter course at a lower rate.
 $VLM3D prepare "phantom:1040-1400:$COMMON,split=train" "phantom:100000-100064:$COMMON,split=valid" \
     --config tiny --anatomy classical --out "$WORK/fifth"
 WORDS=("$PHASES.joint.tasks={generation: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]" "$PHASES.joint.without_regions=0")
-$VLM3D train tiny --from "$WORK/run4/final" --data "$WORK/fifth" --out "$WORK/run5a" --phase joint training.seed=6 \
+$TRAIN --from "$WORK/run4/final" --data "$WORK/fifth" --out "$WORK/run5a" --phase joint training.seed=6 \
     $PHASES.joint.steps=500 $PHASES.joint.lr=4e-4 "${WORDS[@]}"
-$VLM3D train tiny --from "$WORK/run5a/final" --data "$WORK/fifth" --out "$WORK/run5" --phase joint training.seed=8 \
+$TRAIN --from "$WORK/run5a/final" --data "$WORK/fifth" --out "$WORK/run5" --phase joint training.seed=8 \
     $PHASES.joint.steps=160 $PHASES.joint.warmup_steps=10 $PHASES.joint.lr=2.5e-4 "${WORDS[@]}"
 # Sixth run: masks again, in boxes and then in whole scans, under stronger noise and kernels.
 VARIED="training.augmentation.noise_hu=45 training.augmentation.noise_probability=0.4 training.augmentation.blur_mm=1.1"
 VARIED="$VARIED training.augmentation.blur_probability=0.4 training.augmentation.lowres_probability=0.25"
-$VLM3D train tiny --from "$WORK/run5/final" --data "$WORK/fifth" --out "$WORK/run6a" --phase localization \
+$TRAIN --from "$WORK/run5/final" --data "$WORK/fifth" --out "$WORK/run6a" --phase localization \
     training.seed=5 $VARIED $PHASES.localization.steps=1300 $PHASES.localization.lr=1.5e-3
 MASKS=("$PHASES.joint.tasks={localization: 1.0}" "$PHASES.joint.unfreeze_blocks=[[0, 0]]" $PHASES.joint.without_regions=0
        $PHASES.joint.lr=8e-4 $PHASES.joint.warmup_steps=10)
-$VLM3D train tiny --from "$WORK/run6a/final" --data "$WORK/fifth" --out "$WORK/run6b" --phase joint training.seed=7 \
+$TRAIN --from "$WORK/run6a/final" --data "$WORK/fifth" --out "$WORK/run6b" --phase joint training.seed=7 \
     $VARIED $PHASES.joint.steps=160 "${MASKS[@]}"
-$VLM3D train tiny --from "$WORK/run6b/final" --data "$WORK/fifth" --out "$WORK/run6c" --phase joint training.seed=10 \
+$TRAIN --from "$WORK/run6b/final" --data "$WORK/fifth" --out "$WORK/run6c" --phase joint training.seed=10 \
     $VARIED $PHASES.joint.steps=180 "${MASKS[@]}"
 mean() {  # of the last courses, into the folder of the run
     local run folders=()
@@ -80,22 +82,22 @@ $VLM3D prepare "phantom:1040-1540:$COMMON,split=train" "phantom:1540-1650:$COMMO
 AUGMENT=training.augmentation
 MOVED="$AUGMENT.noise_hu=45 $AUGMENT.noise_probability=0.4 $AUGMENT.blur_mm=1.2 $AUGMENT.blur_probability=0.5"
 MOVED="$MOVED $AUGMENT.lowres_probability=0.3 $AUGMENT.motion_probability=0.4 $AUGMENT.breath_mm=8 $AUGMENT.heartbeat_mm=6"
-$VLM3D train tiny --from "$WORK/run6/final" --data "$WORK/seventh" --out "$WORK/run7a" --phase localization \
+$TRAIN --from "$WORK/run6/final" --data "$WORK/seventh" --out "$WORK/run7a" --phase localization \
     training.seed=11 $MOVED $PHASES.localization.steps=600 $PHASES.localization.lr=1.2e-3
-$VLM3D train tiny --from "$WORK/run7a/final" --data "$WORK/seventh" --out "$WORK/run7b" --phase joint training.seed=12 \
+$TRAIN --from "$WORK/run7a/final" --data "$WORK/seventh" --out "$WORK/run7b" --phase joint training.seed=12 \
     $MOVED $PHASES.joint.steps=240 "${MASKS[@]}"
-$VLM3D train tiny --from "$WORK/run7b/final" --data "$WORK/seventh" --out "$WORK/run7c" --phase joint training.seed=14 \
+$TRAIN --from "$WORK/run7b/final" --data "$WORK/seventh" --out "$WORK/run7c" --phase joint training.seed=14 \
     $MOVED $PHASES.joint.steps=160 "${MASKS[@]}"
-$VLM3D train tiny --from "$WORK/run7c/final" --data "$WORK/seventh" --out "$WORK/run7d" --phase joint training.seed=15 \
+$TRAIN --from "$WORK/run7c/final" --data "$WORK/seventh" --out "$WORK/run7d" --phase joint training.seed=15 \
     $MOVED $PHASES.joint.steps=100 "${MASKS[@]}"
 mean run7 run7b run7c run7d
 # Eighth run: a longer course of masks in whole scans from that mean, and the mean of both.
-$VLM3D train tiny --from "$WORK/run7/final" --data "$WORK/seventh" --out "$WORK/run8a" --phase joint training.seed=21 \
+$TRAIN --from "$WORK/run7/final" --data "$WORK/seventh" --out "$WORK/run8a" --phase joint training.seed=21 \
     $MOVED $AUGMENT.lowres_probability=0.35 $PHASES.joint.steps=400 "${MASKS[@]}"
 mean run8 run7 run8a
 # Ninth run: masks in mirrored scans, too, and read in both from now on (docs/decisions/0016).
 $VLM3D train tiny --from "$WORK/run8/final" --data "$WORK/seventh" --out "$WORK/run9a" --phase joint training.seed=31 \
-    $MOVED $AUGMENT.lowres_probability=0.35 $AUGMENT.flip_probability=0.5 model.localizer.read_mirrored=true \
+    $MOVED $AUGMENT.lowres_probability=0.35 \
     training.precision=bf16 $PHASES.joint.steps=600 "${MASKS[@]}"
 mean run9 run8 run9a
 $VLM3D tune "$WORK/run9/final" --data "$WORK/seventh"
