@@ -283,6 +283,25 @@ def test_a_resumed_run_samples_and_scores_the_same_reports(
     assert ended[0] == ended[1] != begun
 
 
+def test_masks_are_read_as_in_prediction(
+    tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = grpo_config(pretrained, {"steps": 1})
+    trainer = Trainer(TrainingRequest(config, store, tmp_path / "run", ["3"], start_from=start))
+    model, read = trainer.model.eval(), trainer.model.read_masks
+    model.report_generator.load_llm()
+    heads = heads_fingerprint(read_weights(start), read_config(start))
+    always = StoredThresholds(dict.fromkeys(DISEASE_NAMES, 0.0), "every finding", heads)
+    told = []
+    for logit in (-50.0, 50.0):
+        monkeypatch.setattr(
+            model, "read_masks", lambda *scan, logit=logit: torch.full_like(read(*scan), logit)
+        )
+        (case,) = held_out_cases(model, PreparedDataset(store, ("train",)), config, 1, always)
+        told.append(" ml" in case.context.prompt_text)
+    assert told == [False, True]
+
+
 def test_thresholds_call_the_findings_and_stay_with_heads_that_do_not_learn(
     tmp_path: Path, store: Path, start: Path, pretrained: dict[str, Any]
 ) -> None:
