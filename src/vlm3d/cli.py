@@ -435,7 +435,6 @@ def train(
         int, typer.Option(min=0, help="With --dry-run: GPUs to plan for; 0 plans for this CPU.")
     ] = 0,
     gpu_memory: Annotated[float, typer.Option(help="With --dry-run: GiB of each.")] = 80.0,
-    sharded: Annotated[bool, typer.Option("--sharded", help="With --dry-run: FSDP instead of DDP.")] = False,
 ) -> None:
     """Train a model on a prepared store; goes on where an earlier run stopped."""
     from vlm3d.config import load_config
@@ -456,7 +455,6 @@ def train(
             world_size=max(gpus, 1),
             device="cuda" if gpus else "cpu",
             device_memory_gib=gpu_memory if gpus else None,
-            sharded=sharded,
             seconds_per_step=None if here is None else measured_seconds_per_step(here),
         )
         typer.echo(plan.table())

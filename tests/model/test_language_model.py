@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from support.small_models import small_config, small_language_model, small_tokenizer
 from vlm3d import extras
@@ -212,3 +219,35 @@ def test_the_embedded_tokenizer_came_out_of_the_gguf_whole() -> None:
     assert llm.decode(llm.encode(text)) == text
     assert sum(parameter.numel() for parameter in llm.parameters()) == 134_515_008
     assert 0.05 < llm.embedding_rms() < 0.5
+
+
+def test_a_four_bit_model_still_learns_after_it_was_judged(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    tokenizer = small_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    embedded = torch.randn(1, 5, 64)
+
+    def gradient(llm: LanguageModel) -> torch.Tensor:
+        given = embedded.clone().requires_grad_()
+        llm.train()(given).logits.square().sum().backward()
+        assert given.grad is not None
+        return given.grad
+
+    def judge(llm: LanguageModel) -> None:
+        with torch.no_grad():
+            llm.eval()(embedded)
+
+    llm = load_language_model(str(tmp_path), load_in_4bit=True, use_lora=False, dtype=torch.float32)
+    before = gradient(llm)
+    judge(llm)
+    torch.testing.assert_close(gradient(llm), before)
+    fresh = load_language_model(str(tmp_path), load_in_4bit=True, use_lora=False, dtype=torch.float32)
+    judge(fresh)
+    if torch.cpu.get_capabilities().get(
+        "avx512_bf16"
+    ):  # there bitsandbytes packs weights at the first inference
+        with pytest.raises(RuntimeError, match="load it anew"):
+            fresh.train()

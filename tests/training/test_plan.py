@@ -10,6 +10,7 @@ import torch
 from support.small_models import SMALL
 from vlm3d.config import Config, config_from_dict, load_config
 from vlm3d.errors import ConfigError, ResourceError
+from vlm3d.model.llm_architectures import layer_bytes
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.activation_memory import language_model_bytes, own_parts_bytes
 from vlm3d.training.phases import phase_config
@@ -151,17 +152,41 @@ def test_recomputing_the_language_model_needs_less_and_longer_reports_more() -> 
     assert 2**20 < recomputed < 0.8 * kept
 
 
+def test_a_spread_language_model_takes_its_share_and_room_for_the_layers_that_run() -> None:
+    def joint(*, sharded: bool, devices: int) -> PhasePlan:
+        config = small(shard_language_model=sharded)
+        return plan_training(config, ["2"], world_size=devices, shape_DHW=SHAPE).phases[0]
+
+    whole, shares = (joint(sharded=sharded, devices=2) for sharded in (False, True))
+    model = VLM3DMultiTask(small(), load_text=False, device="meta").report_generator.llm.model  # type: ignore[union-attr]
+    in_layers = sum(
+        p.numel() for name, p in model.named_parameters() if ".layers." in name and "lora_" not in name
+    )
+    assert layer_bytes(model, load_in_4bit=False) == 2 * in_layers
+    frozen = "frozen language model"
+    assert line(whole, frozen) - line(shares, frozen) == in_layers
+    assert line(shares, "layers gathered") > 0 == line(whole, "layers gathered")
+    assert line(shares, "gradients") == line(whole, "gradients")
+    assert line(whole, "DDP's copy") == line(whole, "gradients")
+    alone = joint(sharded=True, devices=1)
+    assert line(alone, frozen) == line(whole, frozen)
+    assert line(alone, "DDP's copy") == 0
+
+
 @pytest.mark.slow
 def test_large_on_two_gpus_is_planned_without_weights() -> None:
-    config = load_config("large", ["model.vision.gradient_checkpointing=true", "training.precision=bf16"])
-    plan = plan_training(config, world_size=2, device_memory_gib=80)
-    joint = plan.phases[-1]
-    # 70.6 billion weights, all but the embeddings and the head in a little over half a byte
-    assert 36 < line(joint, "frozen language model (NF4)") / GIB < 42
+    plan = plan_training(load_config("large"), world_size=2, device_memory_gib=80)
+    assert plan.fits
     assert line(plan.phases[0], "frozen language model") == 0
-    spread = plan_training(config, ["2"], world_size=2, device_memory_gib=80, sharded=True).phases[0]
-    assert line(spread, "own weights") == line(joint, "own weights") // 2
-    assert spread.total_bytes < joint.total_bytes
+    # 70.6 billion weights: a little over half a byte each in the layers, of which each device has half
+    whole = plan_training(
+        load_config("large", ["training.shard_language_model=false"]), world_size=2, device_memory_gib=80
+    )
+    joint, alone = plan.phases[-1], whole.phases[-1]
+    assert 36 < line(alone, "frozen language model (NF4)") / GIB < 42
+    assert 19 < line(joint, "frozen language model (NF4)") / GIB < 22
+    with pytest.raises(ResourceError, match=r"Set training\.shard_language_model=true"):
+        whole.check()
 
 
 def _real_peak(config: Config) -> float:

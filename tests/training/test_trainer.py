@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from support.two_processes import train_in_two_processes
 from vlm3d.config import Config
 from vlm3d.errors import ConfigError, DataError, TrainingError
 from vlm3d.model.checkpoint import read_training
@@ -192,39 +193,6 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(
     )
 
 
-def _in_two_processes(config: Config, store: Path, folder: Path, phase: str, then: str = "") -> None:
-    """Train in ``folder / "two"``; both processes then run ``then``, where ``trainer`` is what trained."""
-    request_file, script = folder / "request.json", folder / "two.py"
-    request_file.write_text(config.model_dump_json(), encoding="utf-8")
-    lines = f"""
-        import json, torch
-        from pathlib import Path
-        torch.set_num_threads(1)
-        from vlm3d.config import config_from_dict
-        from vlm3d.training.trainer import Trainer, TrainingRequest
-        config = config_from_dict(json.loads(Path({str(request_file)!r}).read_text()), "test")
-        trainer = Trainer(TrainingRequest(config, Path({str(store)!r}), Path({str(folder / "two")!r}), [{phase!r}]))
-        trainer.run()
-        """
-    script.write_text(textwrap.dedent(lines) + then, encoding="utf-8")
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node=2",
-            "--master-port=29611",
-            str(script),
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-
-
 def test_two_processes_learn_what_one_does_with_twice_the_accumulation(
     tmp_path: Path, store: Path, pretrained: dict[str, Any]
 ) -> None:
@@ -243,7 +211,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(
         )
 
     one = train(TrainingRequest(of(2), store, tmp_path / "one", ["1.1"]))
-    _in_two_processes(of(1), store, tmp_path, "1.1")
+    train_in_two_processes(of(1), store, tmp_path, "1.1")
     a = VLM3DMultiTask.from_pretrained(one).checkpoint_state_dict()
     b = VLM3DMultiTask.from_pretrained(tmp_path / "two" / "final").checkpoint_state_dict()
     for name in a:
@@ -262,7 +230,7 @@ both = gather(weights[None])
 assert (both == both[0]).all(), both
 assert not torch.equal(weights, trainer.step_module.loss.start_weights), weights
 """
-    _in_two_processes(config, store, tmp_path, "2", then)
+    train_in_two_processes(config, store, tmp_path, "2", then)
 
 
 def test_a_damaged_case_is_named_counted_and_passed_over(
@@ -327,6 +295,7 @@ def test_a_run_from_before_a_setting_came_goes_on_without_it(
     train(request)
     settings = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     del (
+        settings["training"]["shard_language_model"],
         settings["training"]["augmentation"]["motion_probability"],
         settings["model"]["localizer"]["read_mirrored"],
     )

@@ -98,6 +98,18 @@ def weight_bytes(model: nn.Module, *, load_in_4bit: bool, bytes_per_parameter: i
         load_in_4bit: Count linear layers, except the output head, as NF4.
         bytes_per_parameter: Of everything that is not quantized; 2 is bfloat16.
     """
+    in_4bit, others = _parameter_counts(model, load_in_4bit)
+    return round(in_4bit * NF4_BYTES_PER_PARAMETER) + others * bytes_per_parameter
+
+
+def layer_bytes(model: nn.Module, *, load_in_4bit: bool, bytes_per_parameter: int = 2) -> int:
+    """Of `weight_bytes`, what several devices share (`ShardedLanguageModel`): the layers, without NF4's scales."""
+    in_4bit, others = _parameter_counts(model, load_in_4bit, inside=".layers.")
+    return in_4bit // 2 + others * bytes_per_parameter
+
+
+def _parameter_counts(model: nn.Module, load_in_4bit: bool, inside: str = "") -> tuple[int, int]:
+    """Frozen weights that are held in NF4 and those that are not, of modules whose names hold ``inside``."""
     from torch import nn
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -106,7 +118,6 @@ def weight_bytes(model: nn.Module, *, load_in_4bit: bool, bytes_per_parameter: i
         for name, module in model.named_modules()
         if load_in_4bit and isinstance(module, nn.Linear) and module is not head and "lora_" not in name
     }
-    frozen = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
+    frozen = [p for name, p in model.named_parameters() if "lora_" not in name and inside in name]
     in_4bit = sum(parameter.numel() for parameter in frozen if id(parameter) in quantized)
-    others = sum(parameter.numel() for parameter in frozen if id(parameter) not in quantized)
-    return round(in_4bit * NF4_BYTES_PER_PARAMETER) + others * bytes_per_parameter
+    return in_4bit, sum(parameter.numel() for parameter in frozen) - in_4bit

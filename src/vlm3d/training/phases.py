@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from vlm3d.config import Config, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
@@ -27,6 +28,9 @@ PHASES: dict[str, str] = {
 
 ON_REQUEST = ("grpo",)
 """Phases that run only where they are asked for: they refine a model that is whole without them."""
+
+_SHARDING_TORCH = "2.13"
+"""The oldest that was tested; some before it refuse parameters of whole numbers (pytorch, issue 177844)."""
 
 
 def chosen_phases(asked: Sequence[str] | None) -> list[str]:
@@ -67,6 +71,23 @@ def check_start(phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
         raise ConfigError(
             "phase 3 (grpo) refines a model that writes reports; these weights never learned to: run phase 2 before it, "
             "or start from its checkpoint with --from"
+        )
+
+
+def check_sharding(phases: Sequence[str]) -> None:
+    """Refuse what a language model that is spread over processes cannot do.
+
+    Raises:
+        ConfigError: Phase 3 is asked for, or torch is too old to spread NF4 weights as bytes.
+    """
+    if "grpo" in phases:
+        raise ConfigError(
+            "phase 3 (grpo) samples reports of other lengths in each process, so each needs the whole language model: "
+            "set training.shard_language_model=false"
+        )
+    if torch.__version__ < _SHARDING_TORCH:
+        raise ConfigError(
+            f"training.shard_language_model needs torch {_SHARDING_TORCH}, this is {torch.__version__}"
         )
 
 

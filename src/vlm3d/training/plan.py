@@ -18,7 +18,7 @@ import torch
 from vlm3d.config import Config, PhaseConfig
 from vlm3d.errors import ConfigError, ResourceError
 from vlm3d.model.language_model import LanguageModel, default_dtype
-from vlm3d.model.llm_architectures import weight_bytes
+from vlm3d.model.llm_architectures import layer_bytes, weight_bytes
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
 from vlm3d.model.part_sizes import PartSize
 from vlm3d.training.activation_memory import language_model_bytes, own_parts_bytes, unpacked_layer_bytes
@@ -94,7 +94,7 @@ class TrainingPlan:
         config_name: The model's size.
         world_size: Devices.
         device_memory_gib: Of one device; None where it is not known.
-        sharded: Weights and optimizer states are spread over the devices.
+        sharded: The frozen language model is spread over the devices.
         parts: Parameters a part of the model.
         phases: In order.
     """
@@ -137,7 +137,7 @@ class TrainingPlan:
         raise ResourceError(
             f"phase '{plan.name}' of '{self.config_name}' needs an estimated {plan.total_bytes / GIB:.1f} GiB on "
             f"each device, which has {self.device_memory_gib:.1f}; most of it, {most.bytes / GIB:.1f} GiB, is for "
-            f"{most.name}. {_remedy(most.name, self.sharded)}"
+            f"{most.name}. {_remedy(most.name, self)}"
         )
 
     def table(self) -> str:
@@ -162,7 +162,6 @@ def plan_training(
     world_size: int = 1,
     device: str = "cuda",
     device_memory_gib: float | None = None,
-    sharded: bool = False,
     shape_DHW: tuple[int, int, int] | None = None,
     report_tokens: int = 256,
     seconds_per_step: Mapping[str, float] | None = None,
@@ -175,7 +174,6 @@ def plan_training(
         world_size: Devices.
         device: ``"cuda"`` or ``"cpu"``; need not be there.
         device_memory_gib: Memory of one device, for the verdict.
-        sharded: Weights, gradients and optimizer states are spread over the devices (FSDP); else each holds all (DDP).
         shape_DHW: Largest grid of a training scan; the configuration's ``preprocessing.max_shape`` by default.
         report_tokens: Of a long report.
         seconds_per_step: Measured on the device that will train, by the phase's name.
@@ -197,7 +195,7 @@ def plan_training(
         phase = phase_config(config, name)
         shown_DHW = _shown(phase, shape_DHW, patch)
         trainable = sum(p.numel() for part in set(phase.parts) for p in model.part_parameters(part))
-        memory = _state_lines(config, phase, model, trainable, device, world_size if sharded else 1)
+        memory = _state_lines(config, phase, model, trainable, device, world_size)
         step = _step_lines(config, phase, model, shown_DHW, report_tokens)
         memory += step
         context = _CONTEXT_BYTES if device == "cuda" else 0
@@ -212,6 +210,7 @@ def plan_training(
         lines = tuple(line for line in memory if line.bytes)
         plans.append(PhasePlan(name, phase, shown_DHW, trainable, lines, scans, measured.get(name)))
     parts = tuple(model.count_parameters())
+    sharded = config.training.shard_language_model and world_size > 1
     return TrainingPlan(config.name, world_size, device_memory_gib, sharded, parts, tuple(plans))
 
 
@@ -229,36 +228,42 @@ def _shown(
 
 
 def _state_lines(
-    config: Config, phase: PhaseConfig, model: VLM3DMultiTask, trainable: int, device: str, shards: int
+    config: Config, phase: PhaseConfig, model: VLM3DMultiTask, trainable: int, device: str, world_size: int
 ) -> list[MemoryLine]:
     """What stays on the device from step to step."""
     own = sum(parameter.numel() for part in PARTS for parameter in model.part_parameters(part))
     text_encoder = _TEXT_ENCODER_PARAMETERS.get(config.model.classifier.text_encoder)
     lines = [
-        MemoryLine("own weights (float32)", 4 * own // shards),
-        MemoryLine("gradients", 4 * trainable // shards),
-        MemoryLine("AdamW's moments", 8 * trainable // shards),
-        MemoryLine("moving average", 4 * trainable // shards if config.training.ema_decay else 0),
+        MemoryLine("own weights (float32)", 4 * own),
+        MemoryLine("gradients", 4 * trainable),
+        MemoryLine("DDP's copy of the gradients", 4 * trainable if world_size > 1 else 0),
+        MemoryLine("AdamW's moments", 8 * trainable),
+        MemoryLine("moving average", 4 * trainable if config.training.ema_decay else 0),
         MemoryLine("frozen text encoder", 4 * (text_encoder or _BERT_PARAMETERS), text_encoder is None),
     ]
     llm = model.report_generator.llm
-    if "generation" not in phase.tasks or llm is None:
-        return lines
-    full_bytes, precision = _language_model_weights(config, llm, device)
-    lines.append(MemoryLine(f"frozen language model ({precision})", full_bytes // shards))
-    if shards > 1:
-        block = max(4 * sum(p.numel() for p in b.parameters()) for b in model.vision_encoder.blocks)
-        gathered = 2 * max(block, full_bytes // int(llm.config.num_hidden_layers))
-        lines.append(MemoryLine("layers gathered from the others", gathered, estimated=True))
+    if "generation" in phase.tasks and llm is not None:
+        lines += _language_model_lines(config, llm, device, world_size)
     return lines
 
 
-def _language_model_weights(config: Config, llm: LanguageModel, device: str) -> tuple[int, str]:
-    """Bytes of the frozen weights and what they are held in."""
-    four_bit = config.model.report.load_in_4bit
+def _language_model_lines(
+    config: Config, llm: LanguageModel, device: str, world_size: int
+) -> list[MemoryLine]:
+    """The frozen language model: all of it, or a share of its layers and room for those that run."""
     dtype = torch.bfloat16 if device == "cuda" else default_dtype(torch.device("cpu"))
-    needed = weight_bytes(llm.model, load_in_4bit=four_bit, bytes_per_parameter=dtype.itemsize)
-    return needed, "NF4" if four_bit else str(dtype).removeprefix("torch.")
+    four_bit = config.model.report.load_in_4bit
+    whole = weight_bytes(llm.model, load_in_4bit=four_bit, bytes_per_parameter=dtype.itemsize)
+    name = f"frozen language model ({'NF4' if four_bit else str(dtype).removeprefix('torch.')})"
+    if not (config.training.shard_language_model and world_size > 1):
+        return [MemoryLine(name, whole)]
+    layers = layer_bytes(llm.model, load_in_4bit=four_bit, bytes_per_parameter=dtype.itemsize)
+    # the layer that runs and the next one, whole, and as much again on its way
+    gathered = 4 * layers // int(llm.config.num_hidden_layers)
+    return [
+        MemoryLine(name, whole - layers + math.ceil(layers / world_size)),
+        MemoryLine("layers gathered from the others", gathered, estimated=True),
+    ]
 
 
 def _step_lines(
@@ -329,11 +334,12 @@ def _duration(seconds: float | None) -> str:
     )
 
 
-def _remedy(largest: str, sharded: bool) -> str:
+def _remedy(largest: str, plan: TrainingPlan) -> str:
     if largest.startswith("activations"):
         return "Take a smaller batch_size or smaller scans, or set model.vision.gradient_checkpointing=true."
     if largest.startswith("frozen language model") and "NF4" not in largest:
         return "Set model.report.load_in_4bit=true, or take a smaller language model."
-    if sharded:
-        return "Use more devices, or a smaller size."
-    return "Spread the states over the devices (FSDP), or take a smaller size."
+    if largest.startswith("frozen language model") and not plan.sharded:
+        start = "Set" if plan.world_size > 1 else "Take more devices and set"
+        return f"{start} training.shard_language_model=true, or take a smaller language model."
+    return "Take a smaller size, or devices with more memory."

@@ -37,12 +37,14 @@ from vlm3d.io import settle_folder, write_atomically
 from vlm3d.losses import MultiTaskLoss
 from vlm3d.model import checkpoint
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
+from vlm3d.model.sharded_language_model import ShardedLanguageModel
 from vlm3d.training.data import Batch, ScanStream, batches
 from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
 from vlm3d.training.phases import (
     PHASES,
     check_data,
+    check_sharding,
     check_start,
     chosen_phases,
     phase_config,
@@ -123,6 +125,9 @@ class Trainer:
             mixed_precision="bf16" if self.training.precision == "bf16" else "no",
             kwargs_handlers=[accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        self._shards = self.training.shard_language_model and self.accelerator.num_processes > 1
+        if self._shards:
+            check_sharding(self.phases)
         self.state, self._tensors = self._found_state()
         self.thresholds: checkpoint.StoredThresholds | None = None  # beside the weights that were loaded last
         self.model = self._build_model()
@@ -158,9 +163,7 @@ class Trainer:
         if self.state.phase != name:
             self._enter(name)
         if "generation" in phase.tasks:
-            self.model.report_generator.load_llm(self.accelerator.device)
-            if self.config.model.vision.gradient_checkpointing:
-                self.model.report_generator.llm.enable_gradient_checkpointing()  # type: ignore[union-attr]
+            self._load_llm()
         self.model.untrained_tasks = tuple(t for t in self.model.untrained_tasks if t not in phase.tasks)
         self._set_trainable(phase)
         names = self._parameter_names()
@@ -202,13 +205,13 @@ class Trainer:
         names: Mapping[nn.Parameter, str],
     ) -> None:
         """Steps until the phase is done or the call has had its share of them."""
-        forward = self._wrapped(phase)
+        forward = self._wrapped()
         stream = iter(self._batches(phase, number))
         start = time.monotonic()
         window: list[dict[str, float]] = []
         while self.state.step < phase.steps and not self._stopped():
             if self._unfreeze(phase):
-                forward = self._wrapped(phase)
+                forward = self._wrapped()
             plan = plan_step(phase, self.training.seed, number, self.state.step)
             share = lr_share(self.state.step, phase, self.training.min_lr_share)
             set_learning_rate(optimizer, share)
@@ -303,11 +306,15 @@ class Trainer:
 
     def _validate(self, name: str, phase: PhaseConfig, average: WeightAverage) -> None:
         """Judge the average's weights, keep them among the best, and keep samples."""
+        llm = self.model.report_generator.llm
+        sharded = llm if isinstance(llm, ShardedLanguageModel) else None
         if not self.accelerator.is_main_process:
+            if sharded is not None:
+                sharded.follow()
             self.accelerator.wait_for_everyone()
             return
         generator = torch.random.get_rng_state()
-        with average.applied():
+        with average.applied(), nullcontext() if sharded is None else sharded.leading():
             found = (
                 validate(self.step_module, self.valid_set, self.config, phase)
                 if self._grpo is None
@@ -479,10 +486,29 @@ class Trainer:
             self.model.freeze("vision")
         return True
 
-    def _wrapped(self, phase: PhaseConfig) -> nn.Module:
-        """The step, in what many processes need."""
+    def _load_llm(self) -> None:
+        """The frozen language model, spread over the processes where that is asked for."""
+        generator = self.model.report_generator
+        generator.load_llm(self.accelerator.device)
+        llm = generator.llm
+        assert llm is not None
+        if self._shards and not isinstance(llm, ShardedLanguageModel):
+            llm = ShardedLanguageModel(llm)
+            generator.attach_llm(llm)
+        if self.config.model.vision.gradient_checkpointing:
+            llm.enable_gradient_checkpointing()
+
+    def _wrapped(self) -> nn.Module:
+        """The step, in what many processes need; frozen weights of the language model need nothing."""
         if self.accelerator.num_processes == 1:
             return self.step_module
+        inside = "model.report_generator.llm."
+        frozen = [
+            n for n, _ in self.step_module.named_parameters() if n.startswith(inside) and "lora_" not in n
+        ]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self.step_module, frozen
+        )
         wrapped: nn.Module = self.accelerator.prepare_model(self.step_module)
         return wrapped
 
@@ -510,6 +536,7 @@ def _refuse_other_settings(known: Path, config: Config) -> None:
     before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
     usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
     before["training"]["augmentation"] = usual | before["training"]["augmentation"]
+    before["training"].setdefault("shard_language_model", False)
     before["model"]["localizer"].setdefault("read_mirrored", False)
     changed = sorted(_differences(before, now))
     if changed:

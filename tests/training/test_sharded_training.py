@@ -1,0 +1,86 @@
+"""A language model spread over two processes teaches, validates and writes what a whole one in each does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from support.two_processes import train_in_two_processes
+from vlm3d.config import Config
+from vlm3d.errors import ConfigError
+from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.training.phases import check_sharding
+from vlm3d.training.tracking import read_metrics
+
+HALF = """
+from vlm3d.model.llama_weights import transformers_model
+from vlm3d.model.sharded_language_model import ShardedLanguageModel, layer_parameters
+llm = trainer.model.report_generator.llm
+assert isinstance(llm, ShardedLanguageModel)
+for parameter in layer_parameters(llm):
+    held = parameter.to_local().numel() * parameter.element_size()
+    assert held <= (parameter.numel() + 1) // 2 * parameter.element_size(), parameter.shape
+    assert QUANTIZED == (parameter.dtype == torch.uint8) or parameter.ndim == 1
+for parameter in (*llm.adapter_parameters().values(), llm.model.get_input_embeddings().weight):
+    assert type(parameter) is torch.nn.Parameter
+"""
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
+    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained))
+
+
+def _config(pretrained: dict[str, Any], *, sharded: bool, load_in_4bit: bool, checkpointing: bool) -> Config:
+    config = training_config(pretrained, shard_language_model=sharded)
+    vision = config.model.vision.model_copy(update={"gradient_checkpointing": checkpointing})
+    report = config.model.report.model_copy(update={"load_in_4bit": load_in_4bit})
+    loss = config.loss.model_copy(update={"balancing": "gradnorm"})
+    model = config.model.model_copy(update={"report": report, "vision": vision})
+    return config.model_copy(update={"model": model, "loss": loss})
+
+
+@pytest.mark.parametrize(("load_in_4bit", "checkpointing"), [(False, False), (True, True)])
+def test_shares_teach_what_the_whole_does(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], load_in_4bit: bool, checkpointing: bool
+) -> None:
+    if load_in_4bit:
+        pytest.importorskip("bitsandbytes")
+    runs = {}
+    for sharded in (False, True):
+        folder = tmp_path / str(sharded)
+        folder.mkdir()
+        config = _config(pretrained, sharded=sharded, load_in_4bit=load_in_4bit, checkpointing=checkpointing)
+        then = HALF.replace("QUANTIZED", str(load_in_4bit)) if sharded else ""
+        train_in_two_processes(config, store, folder, "2", then)
+        runs[sharded] = folder / "two"
+    whole, shared = (read_metrics(runs[sharded]) for sharded in (False, True))
+    np.testing.assert_allclose(losses(shared), losses(whole), atol=1e-6, rtol=0)
+    assert [line["valid/report_loss"] for line in shared if "valid/report_loss" in line] == pytest.approx(
+        [line["valid/report_loss"] for line in whole if "valid/report_loss" in line], abs=1e-6
+    )
+    a, b = (
+        VLM3DMultiTask.from_pretrained(runs[sharded] / "final", load_llm=False).checkpoint_state_dict()
+        for sharded in (False, True)
+    )
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+
+
+def test_what_shares_cannot_do_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sharding(["alignment", "joint"])
+    with pytest.raises(ConfigError, match=r"set training\.shard_language_model=false"):
+        check_sharding(["grpo"])
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1+cpu"))
+    with pytest.raises(ConfigError, match=r"needs torch 2\.13, this is 2\.12\.1"):
+        check_sharding(["joint"])
