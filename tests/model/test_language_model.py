@@ -244,6 +244,11 @@ def test_a_four_bit_model_still_learns_after_it_was_judged(tmp_path: Path) -> No
     before = gradient(llm)
     judge(llm)
     torch.testing.assert_close(gradient(llm), before)
+    packs = [m for m in llm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    for linear in packs:
+        linear.support_avx512bf16_for_cpu = True  # as on a processor that has it
+    llm.train()
+    assert [linear.support_avx512bf16_for_cpu for linear in packs] == [False] * 7
     fresh = load_language_model(str(tmp_path), load_in_4bit=True, use_lora=False, dtype=torch.float32)
     judge(fresh)
     if torch.cpu.get_capabilities().get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -152,25 +153,40 @@ def test_recomputing_the_language_model_needs_less_and_longer_reports_more() -> 
     assert 2**20 < recomputed < 0.8 * kept
 
 
-def test_a_spread_language_model_takes_its_share_and_room_for_the_layers_that_run() -> None:
+def test_a_sharded_language_model_takes_its_shard_and_room_for_the_layers_that_run() -> None:
     def joint(*, sharded: bool, devices: int) -> PhasePlan:
         config = small(shard_language_model=sharded)
         return plan_training(config, ["2"], world_size=devices, shape_DHW=SHAPE).phases[0]
 
-    whole, shares = (joint(sharded=sharded, devices=2) for sharded in (False, True))
+    whole, shards = (joint(sharded=sharded, devices=2) for sharded in (False, True))
     model = VLM3DMultiTask(small(), load_text=False, device="meta").report_generator.llm.model  # type: ignore[union-attr]
     in_layers = sum(
         p.numel() for name, p in model.named_parameters() if ".layers." in name and "lora_" not in name
     )
     assert layer_bytes(model, load_in_4bit=False) == 2 * in_layers
     frozen = "frozen language model"
-    assert line(whole, frozen) - line(shares, frozen) == in_layers
-    assert line(shares, "layers gathered") > 0 == line(whole, "layers gathered")
-    assert line(shares, "gradients") == line(whole, "gradients")
+    assert line(whole, frozen) - line(shards, frozen) == in_layers
+    assert line(shards, "layers gathered") > 0 == line(whole, "layers gathered")
+    assert line(shards, "gradients") == line(whole, "gradients")
     assert line(whole, "DDP's copy") == line(whole, "gradients")
+    assert shards.loading_bytes >= line(whole, frozen) + line(whole, "own weights")
+    assert whole.loading_bytes == 0
+    with pytest.raises(ConfigError, match="phase 3"):
+        plan_training(small(shard_language_model=True), ["3"], world_size=2, shape_DHW=SHAPE)
     alone = joint(sharded=True, devices=1)
     assert line(alone, frozen) == line(whole, frozen)
     assert line(alone, "DDP's copy") == 0
+
+
+def test_what_loads_whole_must_fit_although_it_is_sharded_later() -> None:
+    config = small(shard_language_model=True)
+    plan = plan_training(config, ["1.3"], world_size=64, device_memory_gib=1, shape_DHW=SHAPE)
+    phase = replace(plan.phases[0], loading_bytes=2 * plan.phases[0].total_bytes)
+    heavy = replace(plan, phases=(phase,), device_memory_gib=1.5 * plan.phases[0].total_bytes / GIB)
+    assert not heavy.fits
+    assert "before the model is sharded" in heavy.table()
+    with pytest.raises(ResourceError, match="before it is sharded"):
+        heavy.check()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A language model spread over two processes teaches, validates and writes what a whole one in each does."""
+"""A language model sharded over two processes teaches, validates and writes what a whole one in each does."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from support.two_processes import train_in_two_processes
 from vlm3d.config import Config
 from vlm3d.errors import ConfigError
 from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.training.phases import check_sharding
+from vlm3d.training.phases import check_sharding, check_torch_shards_bytes
 from vlm3d.training.tracking import read_metrics
 
 HALF = """
-from vlm3d.model.llama_weights import transformers_model
 from vlm3d.model.sharded_language_model import ShardedLanguageModel, layer_parameters
 llm = trainer.model.report_generator.llm
 assert isinstance(llm, ShardedLanguageModel)
 for parameter in layer_parameters(llm):
-    held = parameter.to_local().numel() * parameter.element_size()
+    held = parameter.to_local().untyped_storage().nbytes()
     assert held <= (parameter.numel() + 1) // 2 * parameter.element_size(), parameter.shape
     assert QUANTIZED == (parameter.dtype == torch.uint8) or parameter.ndim == 1
 for parameter in (*llm.adapter_parameters().values(), llm.model.get_input_embeddings().weight):
@@ -42,7 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) 
 
 
 def _config(pretrained: dict[str, Any], *, sharded: bool, load_in_4bit: bool, checkpointing: bool) -> Config:
-    config = training_config(pretrained, shard_language_model=sharded)
+    config = training_config(pretrained, shard_language_model=sharded, validate_every=2)
     vision = config.model.vision.model_copy(update={"gradient_checkpointing": checkpointing})
     report = config.model.report.model_copy(update={"load_in_4bit": load_in_4bit})
     loss = config.loss.model_copy(update={"balancing": "gradnorm"})
@@ -51,36 +50,46 @@ def _config(pretrained: dict[str, Any], *, sharded: bool, load_in_4bit: bool, ch
 
 
 @pytest.mark.parametrize(("load_in_4bit", "checkpointing"), [(False, False), (True, True)])
-def test_shares_teach_what_the_whole_does(
+def test_shards_teach_what_the_whole_does(
     tmp_path: Path, store: Path, pretrained: dict[str, Any], load_in_4bit: bool, checkpointing: bool
 ) -> None:
     if load_in_4bit:
         pytest.importorskip("bitsandbytes")
-    runs = {}
-    for sharded in (False, True):
-        folder = tmp_path / str(sharded)
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    for folder in (whole, shards):
         folder.mkdir()
+        sharded = folder == shards
         config = _config(pretrained, sharded=sharded, load_in_4bit=load_in_4bit, checkpointing=checkpointing)
         then = HALF.replace("QUANTIZED", str(load_in_4bit)) if sharded else ""
-        train_in_two_processes(config, store, folder, "2", then)
-        runs[sharded] = folder / "two"
-    whole, shared = (read_metrics(runs[sharded]) for sharded in (False, True))
-    np.testing.assert_allclose(losses(shared), losses(whole), atol=1e-6, rtol=0)
-    assert [line["valid/report_loss"] for line in shared if "valid/report_loss" in line] == pytest.approx(
-        [line["valid/report_loss"] for line in whole if "valid/report_loss" in line], abs=1e-6
-    )
+        if sharded and load_in_4bit:  # stopped in the middle, and gone on with
+            train_in_two_processes(config, store, folder, ["1.3", "2"], stop_after=8)
+        train_in_two_processes(config, store, folder, ["1.3", "2"], then)
+    a, b = (read_metrics(folder / "two") for folder in (whole, shards))
+    np.testing.assert_allclose(losses(b), losses(a), atol=1e-6, rtol=0)
+    judged = [[line["valid/report_loss"] for line in run if "valid/report_loss" in line] for run in (a, b)]
+    assert len(judged[0]) == 6
+    assert judged[1] == pytest.approx(judged[0], abs=1e-6)
+    written = [
+        {
+            path.relative_to(folder): path.read_text(encoding="utf-8")
+            for path in folder.rglob("samples/**/*.txt")
+        }
+        for folder in (whole, shards)
+    ]
+    assert written[0] == written[1] != {}
     a, b = (
-        VLM3DMultiTask.from_pretrained(runs[sharded] / "final", load_llm=False).checkpoint_state_dict()
-        for sharded in (False, True)
+        VLM3DMultiTask.from_pretrained(folder / "two" / "final").checkpoint_state_dict()
+        for folder in (whole, shards)
     )
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
 
 
-def test_what_shares_cannot_do_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shards_cannot_do_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sharding(["alignment", "joint"])
     with pytest.raises(ConfigError, match=r"set training\.shard_language_model=false"):
         check_sharding(["grpo"])
+    check_torch_shards_bytes()
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1+cpu"))
     with pytest.raises(ConfigError, match=r"needs torch 2\.13, this is 2\.12\.1"):
-        check_sharding(["joint"])
+        check_torch_shards_bytes()

@@ -211,7 +211,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(
         )
 
     one = train(TrainingRequest(of(2), store, tmp_path / "one", ["1.1"]))
-    train_in_two_processes(of(1), store, tmp_path, "1.1")
+    train_in_two_processes(of(1), store, tmp_path, ["1.1"])
     a = VLM3DMultiTask.from_pretrained(one).checkpoint_state_dict()
     b = VLM3DMultiTask.from_pretrained(tmp_path / "two" / "final").checkpoint_state_dict()
     for name in a:
@@ -230,7 +230,7 @@ both = gather(weights[None])
 assert (both == both[0]).all(), both
 assert not torch.equal(weights, trainer.step_module.loss.start_weights), weights
 """
-    train_in_two_processes(config, store, tmp_path, "2", then)
+    train_in_two_processes(config, store, tmp_path, ["2"], then)
 
 
 def test_a_damaged_case_is_named_counted_and_passed_over(
@@ -285,6 +285,15 @@ def test_a_run_is_not_resumed_with_other_settings(
         train(
             TrainingRequest(training_config(pretrained, weight_decay=0.3), store, tmp_path / "run", ["1.1"])
         )
+
+
+def test_a_run_goes_on_with_its_language_model_sharded_or_whole(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    request = TrainingRequest(training_config(pretrained), store, tmp_path / "run", ["1.1"], stop_after=1)
+    train(request)
+    train(replace(request, config=training_config(pretrained, shard_language_model=True), stop_after=None))
+    assert (tmp_path / "run" / "final").is_dir()
 
 
 def test_a_run_from_before_a_setting_came_goes_on_without_it(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,6 +141,14 @@ class LanguageModel(nn.Module):
             CheckpointError: A tensor is missing, foreign or of another shape; the message names it.
         """
         copy_strictly(self.adapter_parameters(), state, "the language model's adapters")
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Within the block this process alone runs the model, as often as it likes, while the others `follow`."""
+        yield
+
+    def follow(self) -> None:
+        """Help the process that is `leading` until it is done; there is nothing to do where each has the whole model."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass instead of keeping their activations."""

@@ -1,7 +1,7 @@
-"""One frozen language model spread over several devices: each holds a share of every layer (FSDP2 of torch).
+"""One frozen language model sharded over several devices: each holds a part of every layer (FSDP2 of torch).
 
-Only frozen weights inside the layers are spread; adapters, embeddings and the output head stay whole on every device, so
-that optimizer, moving average, checkpoints and gradients are those of a run that spreads nothing. A layer's shares are
+Only frozen weights inside the layers are sharded; adapters, embeddings and the output head stay whole on every device, so
+that optimizer, moving average, checkpoints and gradients are those of a run that shards nothing. A layer's shards are
 gathered when it runs, forward or backward, and dropped after it.
 
 NF4 stays in bytes. Stored as bfloat16 (``bnb_4bit_quant_storage``), bytes that read as NaN are changed on the way
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from vlm3d.model.language_model import LanguageModel, keep_nf4_layout
@@ -24,18 +24,18 @@ from vlm3d.model.llama_weights import transformers_model
 
 
 class ShardedLanguageModel(LanguageModel):
-    """A language model of which each process holds a share, and which all processes therefore run together.
+    """A language model of which each process holds a shard, and which all processes therefore run together.
 
-    In training each process runs it as often as the others. Where one alone has work, it works within `leading` and the
-    others call `follow`.
+    In training each process runs it as often as the others. Where process 0 alone has work, it works within `leading` and
+    the others call `follow`.
 
     Args:
-        llm: The whole model, loaded alike in every process of the default group; its weights are spread in place.
+        llm: The whole model, loaded alike in every process of the default group; its weights are sharded in place.
     """
 
     def __init__(self, llm: LanguageModel) -> None:
         super().__init__(llm.model, llm.tokenizer, llm.name)
-        _spread(llm)
+        _shard(llm)
         self._leads = False
 
     def forward(self, inputs_embeds: Tensor, **options: Any) -> Any:
@@ -46,17 +46,17 @@ class ShardedLanguageModel(LanguageModel):
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Within the block process 0 runs the model as often as it likes, while the others `follow`."""
+        """See `LanguageModel.leading`; an error leaves the others waiting, for the launcher to end them."""
         self._leads = True
         try:
             yield
         finally:
             self._leads = False
-            self._tell(False)
+        self._tell(False)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Lend this process's share to process 0 until that leaves `leading`."""
+        """See `LanguageModel.follow`."""
         while self._tell(False):
             super().forward(self.embed_ids([0])[None], use_cache=False)
 
@@ -68,16 +68,16 @@ class ShardedLanguageModel(LanguageModel):
 
 
 def layer_parameters(llm: LanguageModel) -> list[nn.Parameter]:
-    """The frozen weights inside the layers: what `ShardedLanguageModel` spreads."""
+    """The frozen weights inside the layers: what `ShardedLanguageModel` shards."""
     adapters = set(llm.adapter_parameters().values())
     return [p for p in transformers_model(llm).model.layers.parameters() if p not in adapters]
 
 
-def _spread(llm: LanguageModel) -> None:
+def _shard(llm: LanguageModel) -> None:
     base = transformers_model(llm)
-    mesh = init_device_mesh(llm.device.type, (distributed.get_world_size(),))
-    whole = set(base.parameters()) - set(layer_parameters(llm))
     keep_nf4_layout(base)
-    for layer in base.model.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(base, mesh=mesh, ignored_params=whole)
+    # a group of its own: gathering layers and reducing gradients may then come in any order
+    mesh = DeviceMesh.from_group(distributed.new_group(), llm.device.type)
+    whole = set(base.parameters()) - set(layer_parameters(llm))
+    for module in (*base.model.layers, base):
+        fully_shard(module, mesh=mesh, ignored_params=whole, reshard_after_forward=True)

@@ -75,16 +75,24 @@ def check_start(phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
 
 
 def check_sharding(phases: Sequence[str]) -> None:
-    """Refuse what a language model that is spread over processes cannot do.
+    """Refuse what a sharded language model cannot do.
 
     Raises:
-        ConfigError: Phase 3 is asked for, or torch is too old to spread NF4 weights as bytes.
+        ConfigError: Phase 3 is asked for.
     """
     if "grpo" in phases:
         raise ConfigError(
             "phase 3 (grpo) samples reports of other lengths in each process, so each needs the whole language model: "
             "set training.shard_language_model=false"
         )
+
+
+def check_torch_shards_bytes() -> None:
+    """Refuse a torch that was not seen to shard NF4 weights.
+
+    Raises:
+        ConfigError: It is too old.
+    """
     if torch.__version__ < _SHARDING_TORCH:
         raise ConfigError(
             f"training.shard_language_model needs torch {_SHARDING_TORCH}, this is {torch.__version__}"

@@ -3,8 +3,9 @@
 Works without weights, data or an accelerator: the model is built on the meta device and its step is run on fake tensors
 (`vlm3d.training.activation_memory`). What is counted is exact; what is not says 'estimated'.
 
-Memory of a device, in bytes a parameter: 4 for our own float32 weights; for those that train 4 more for their gradients,
-8 for AdamW's two moments, 4 for the moving average; the frozen language model in NF4, bfloat16 or, on most CPUs, float32.
+Memory of a device, in bytes a parameter: 4 for our own float32 weights; for those that train 4 more for their gradients, 4
+for DDP's copy of them, 8 for AdamW's two moments, 4 for the moving average; the frozen language model in NF4, bfloat16 or,
+on most CPUs, float32, its layers divided by the number of devices where they are sharded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vlm3d.model.llm_architectures import layer_bytes, weight_bytes
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
 from vlm3d.model.part_sizes import PartSize
 from vlm3d.training.activation_memory import language_model_bytes, own_parts_bytes, unpacked_layer_bytes
-from vlm3d.training.phases import chosen_phases, phase_config
+from vlm3d.training.phases import check_sharding, chosen_phases, phase_config
 
 GIB = 2**30
 _CONTEXT_BYTES = 1 * GIB  # CUDA's, with its kernels
@@ -62,6 +63,7 @@ class PhasePlan:
         shape_DHW: Grid of its scans.
         trainable: Parameters that train in it.
         memory: Uses of one device's memory.
+        loading_bytes: Memory of one device before the language model is sharded; 0 where it is not.
         scans: Scans shown in the phase, all devices together.
         seconds_per_step: Measured; None where it was not.
     """
@@ -73,11 +75,12 @@ class PhasePlan:
     memory: tuple[MemoryLine, ...]
     scans: int
     seconds_per_step: float | None = None
+    loading_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Memory of one device."""
-        return sum(line.bytes for line in self.memory)
+        return max(sum(line.bytes for line in self.memory), self.loading_bytes)
 
     @property
     def seconds(self) -> float | None:
@@ -94,7 +97,7 @@ class TrainingPlan:
         config_name: The model's size.
         world_size: Devices.
         device_memory_gib: Of one device; None where it is not known.
-        sharded: The frozen language model is spread over the devices.
+        sharded: The frozen language model is sharded over the devices.
         parts: Parameters a part of the model.
         phases: In order.
     """
@@ -133,6 +136,12 @@ class TrainingPlan:
         if self.fits is not False:
             return
         plan = self.largest
+        if plan.total_bytes == plan.loading_bytes:
+            raise ResourceError(
+                f"phase '{plan.name}' of '{self.config_name}' needs an estimated {plan.total_bytes / GIB:.1f} GiB on each "
+                f"device to load the language model, before it is sharded; a device has {self.device_memory_gib:.1f}. "
+                "Set model.report.load_in_4bit=true, or take a smaller language model."
+            )
         most = max(plan.memory, key=lambda line: line.bytes)
         raise ResourceError(
             f"phase '{plan.name}' of '{self.config_name}' needs an estimated {plan.total_bytes / GIB:.1f} GiB on "
@@ -179,7 +188,8 @@ def plan_training(
         seconds_per_step: Measured on the device that will train, by the phase's name.
 
     Raises:
-        ConfigError: A phase is unknown, or scans are no multiple of the model's patches.
+        ConfigError: A phase is unknown, or cannot have a sharded language model; or scans are no multiple of the model's
+            patches.
         WeightsUnavailableError: The language model is neither a known one nor in a folder.
     """
     if world_size < 1:
@@ -188,6 +198,9 @@ def plan_training(
     patch = config.model.vision.patch_size
     if min(shape_DHW) < 1 or any(size % step for size, step in zip(shape_DHW, patch, strict=True)):
         raise ConfigError(f"scans of {shape_DHW} voxels are no multiple of the patch {patch}")
+    sharded = config.training.shard_language_model and world_size > 1
+    if sharded:
+        check_sharding(chosen_phases(phases))
     model = VLM3DMultiTask(config, load_text=False, device="meta")
     measured = seconds_per_step or {}
     plans = []
@@ -208,9 +221,13 @@ def plan_training(
         )
         scans = phase.steps * phase.batch_size * phase.accumulate * world_size
         lines = tuple(line for line in memory if line.bytes)
-        plans.append(PhasePlan(name, phase, shown_DHW, trainable, lines, scans, measured.get(name)))
+        loading = 0
+        if sharded and "generation" in phase.tasks and model.report_generator.llm is not None:
+            whole, _ = _language_model_bytes(config, model.report_generator.llm, device)
+            held = ("own weights", "frozen text encoder")
+            loading = whole + context + sum(line.bytes for line in lines if line.name.startswith(held))
+        plans.append(PhasePlan(name, phase, shown_DHW, trainable, lines, scans, measured.get(name), loading))
     parts = tuple(model.count_parameters())
-    sharded = config.training.shard_language_model and world_size > 1
     return TrainingPlan(config.name, world_size, device_memory_gib, sharded, parts, tuple(plans))
 
 
@@ -250,10 +267,9 @@ def _state_lines(
 def _language_model_lines(
     config: Config, llm: LanguageModel, device: str, world_size: int
 ) -> list[MemoryLine]:
-    """The frozen language model: all of it, or a share of its layers and room for those that run."""
-    dtype = torch.bfloat16 if device == "cuda" else default_dtype(torch.device("cpu"))
+    """The frozen language model: all of it, or a shard of its layers and room for those that run."""
     four_bit = config.model.report.load_in_4bit
-    whole = weight_bytes(llm.model, load_in_4bit=four_bit, bytes_per_parameter=dtype.itemsize)
+    whole, dtype = _language_model_bytes(config, llm, device)
     name = f"frozen language model ({'NF4' if four_bit else str(dtype).removeprefix('torch.')})"
     if not (config.training.shard_language_model and world_size > 1):
         return [MemoryLine(name, whole)]
@@ -264,6 +280,13 @@ def _language_model_lines(
         MemoryLine(name, whole - layers + math.ceil(layers / world_size)),
         MemoryLine("layers gathered from the others", gathered, estimated=True),
     ]
+
+
+def _language_model_bytes(config: Config, llm: LanguageModel, device: str) -> tuple[int, torch.dtype]:
+    """Bytes of the whole frozen language model, and the type of what is not quantized."""
+    dtype = torch.bfloat16 if device == "cuda" else default_dtype(torch.device("cpu"))
+    four_bit = config.model.report.load_in_4bit
+    return weight_bytes(llm.model, load_in_4bit=four_bit, bytes_per_parameter=dtype.itemsize), dtype
 
 
 def _step_lines(
@@ -298,7 +321,7 @@ def _headline(plan: TrainingPlan) -> str:
     devices = f"{plan.world_size} device{'s' if plan.world_size > 1 else ''}"
     if plan.device_memory_gib is not None:
         devices += f" of {plan.device_memory_gib:.1f} GiB"
-    spread = ", states spread over them" if plan.sharded else ""
+    spread = ", the language model sharded over them" if plan.sharded else ""
     return f"Plan of '{plan.config_name}' on {devices}{spread}"
 
 
@@ -315,6 +338,10 @@ def _phase_lines(plan: PhasePlan, whole: TrainingPlan) -> list[str]:
     ]
     for line in plan.memory:
         lines.append(f"  {line.name:36}{line.bytes / GIB:10.2f} GiB{'  estimated' if line.estimated else ''}")
+    if plan.loading_bytes:
+        lines.append(
+            f"  {'before the model is sharded':36}{plan.loading_bytes / GIB:10.2f} GiB  estimated, not in the sum"
+        )
     verdict = ""
     if whole.device_memory_gib is not None:
         verdict = "  fits" if plan.total_bytes <= whole.device_memory_gib * GIB else "  DOES NOT FIT"

@@ -3,7 +3,7 @@
 ```
 RUN/last/
 ├── checkpoint/            weights as they train, a checkpoint folder like any other
-├── state.safetensors      the optimizer's moments, the average's weights, the loss's weights, random numbers
+├── state.safetensors      the optimizer's moments, the average's weights, the loss's weights
 └── state.json             phase, step, best checkpoints, damaged cases
 ```
 
@@ -88,22 +88,6 @@ def restore_optimizer(
                     key: tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
                     for key, tensor in state.items()
                 }
-
-
-def random_tensors() -> dict[str, Tensor]:
-    """State of torch's generators, which dropout draws from."""
-    tensors = {"random/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"random/cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return tensors
-
-
-def restore_random(tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `random_tensors` took out."""
-    torch.set_rng_state(tensors["random/cpu"])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random/cuda")]
-    if cuda and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

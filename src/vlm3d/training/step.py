@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from vlm3d.config import PhaseConfig
@@ -37,6 +38,11 @@ def plan_step(phase: PhaseConfig, seed: int, phase_number: int, step: int) -> St
         tasks = tuple(task for task in TASKS if rng.random() < phase.tasks.get(task, 0.0))  # type: ignore[call-overload]
     chance = phase.predicted_findings * (step + 1) / phase.steps
     return StepPlan(tasks, bool(rng.random() < chance))
+
+
+def seed_step(seed: int, phase_number: int, step: int, process: int) -> None:
+    """Let torch's random numbers, which dropout draws, follow from the step and the process, not from what ran before."""
+    torch.manual_seed(int(np.random.default_rng([seed, phase_number, 5, step, process]).integers(2**62)))
 
 
 class TrainingStep(nn.Module):

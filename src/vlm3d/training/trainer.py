@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from vlm3d.io import settle_folder, write_atomically
 from vlm3d.losses import MultiTaskLoss
 from vlm3d.model import checkpoint
 from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
-from vlm3d.model.sharded_language_model import ShardedLanguageModel
 from vlm3d.training.data import Batch, ScanStream, batches
 from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
@@ -46,6 +46,7 @@ from vlm3d.training.phases import (
     check_data,
     check_sharding,
     check_start,
+    check_torch_shards_bytes,
     chosen_phases,
     phase_config,
     phase_number,
@@ -57,15 +58,13 @@ from vlm3d.training.run_state import (
     CHECKPOINT_FOLDER,
     RunState,
     optimizer_tensors,
-    random_tensors,
     read_state,
     restore_optimizer,
-    restore_random,
     with_prefix,
     without_prefix,
     write_state,
 )
-from vlm3d.training.step import StepPlan, TrainingStep, plan_step, shared_parameters, spread
+from vlm3d.training.step import StepPlan, TrainingStep, plan_step, seed_step, shared_parameters, spread
 from vlm3d.training.tracking import METRICS_FILE, Tracker
 from vlm3d.training.validation import Validation, track_samples, validate
 from vlm3d.version import VERSION
@@ -73,6 +72,8 @@ from vlm3d.version import VERSION
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, LAST, TOP, FINAL = "config.json", "last", "top", "final"
+_LONGEST_WAIT = timedelta(hours=6)
+"""Of one process for another: one validates alone."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,15 @@ class Trainer:
         check_data(self.train_set, self.valid_set, self.config, self.phases)
         self.accelerator = accelerate.Accelerator(
             mixed_precision="bf16" if self.training.precision == "bf16" else "no",
-            kwargs_handlers=[accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True),
+                accelerate.utils.InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
+            ],
         )
         self._shards = self.training.shard_language_model and self.accelerator.num_processes > 1
         if self._shards:
             check_sharding(self.phases)
+            check_torch_shards_bytes()
         self.state, self._tensors = self._found_state()
         self.thresholds: checkpoint.StoredThresholds | None = None  # beside the weights that were loaded last
         self.model = self._build_model()
@@ -186,7 +191,6 @@ class Trainer:
             restore_optimizer(optimizer, names, self._tensors)
             average.load_state_dict(without_prefix("average", self._tensors))
             self.step_module.loss.load_state_dict(without_prefix("loss", self._tensors))
-            restore_random(self._tensors)
             if self._grpo is not None:
                 self._grpo.load_state_tensors(self._tensors)
             self._tensors = None
@@ -215,6 +219,7 @@ class Trainer:
             plan = plan_step(phase, self.training.seed, number, self.state.step)
             share = lr_share(self.state.step, phase, self.training.min_lr_share)
             set_learning_rate(optimizer, share)
+            seed_step(self.training.seed, number, self.state.step, self.accelerator.process_index)
             losses, norm = self._optimize(forward, optimizer, stream, plan, phase)
             window.append(losses)
             average.update()
@@ -307,14 +312,12 @@ class Trainer:
     def _validate(self, name: str, phase: PhaseConfig, average: WeightAverage) -> None:
         """Judge the average's weights, keep them among the best, and keep samples."""
         llm = self.model.report_generator.llm
-        sharded = llm if isinstance(llm, ShardedLanguageModel) else None
         if not self.accelerator.is_main_process:
-            if sharded is not None:
-                sharded.follow()
+            if llm is not None:
+                llm.follow()
             self.accelerator.wait_for_everyone()
             return
-        generator = torch.random.get_rng_state()
-        with average.applied(), nullcontext() if sharded is None else sharded.leading():
+        with average.applied(), nullcontext() if llm is None else llm.leading():
             found = (
                 validate(self.step_module, self.valid_set, self.config, phase)
                 if self._grpo is None
@@ -334,7 +337,6 @@ class Trainer:
             )
             logger.info("%s %d: %s", name, self.state.step, _words(found.figures))
             self._keep_top(name, found)
-        torch.random.set_rng_state(generator)
         self.accelerator.wait_for_everyone()
 
     def _keep_top(self, name: str, found: Validation) -> None:
@@ -360,7 +362,6 @@ class Trainer:
                 **optimizer_tensors(optimizer, names),
                 **with_prefix("average", average.state_dict()),
                 **with_prefix("loss", self.step_module.loss.state_dict()),
-                **random_tensors(),
                 **(self._grpo.state_tensors() if self._grpo is not None else {}),
             }
             self.tracker.sync()
@@ -379,7 +380,7 @@ class Trainer:
         self._load(self.model, self.folder / name)
         self.state.finished.append(name)
         if self.accelerator.is_main_process:
-            tensors = {**with_prefix("loss", self.step_module.loss.state_dict()), **random_tensors()}
+            tensors = with_prefix("loss", self.step_module.loss.state_dict())
             write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}), self.thresholds)
         self.accelerator.wait_for_everyone()
 
@@ -487,16 +488,17 @@ class Trainer:
         return True
 
     def _load_llm(self) -> None:
-        """The frozen language model, spread over the processes where that is asked for."""
+        """The frozen language model, sharded over the processes where that is asked for."""
         generator = self.model.report_generator
-        generator.load_llm(self.accelerator.device)
-        llm = generator.llm
-        assert llm is not None
-        if self._shards and not isinstance(llm, ShardedLanguageModel):
-            llm = ShardedLanguageModel(llm)
-            generator.attach_llm(llm)
+        if generator.llm is None:
+            generator.load_llm(self.accelerator.device)
+            assert generator.llm is not None
+            if self._shards:
+                from vlm3d.model.sharded_language_model import ShardedLanguageModel
+
+                generator.attach_llm(ShardedLanguageModel(generator.llm))
         if self.config.model.vision.gradient_checkpointing:
-            llm.enable_gradient_checkpointing()
+            generator.llm.enable_gradient_checkpointing()
 
     def _wrapped(self) -> nn.Module:
         """The step, in what many processes need; frozen weights of the language model need nothing."""
@@ -536,7 +538,8 @@ def _refuse_other_settings(known: Path, config: Config) -> None:
     before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
     usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
     before["training"]["augmentation"] = usual | before["training"]["augmentation"]
-    before["training"].setdefault("shard_language_model", False)
+    # where weights lie changes nothing that is learned
+    before["training"]["shard_language_model"] = now["training"]["shard_language_model"]
     before["model"]["localizer"].setdefault("read_mirrored", False)
     changed = sorted(_differences(before, now))
     if changed:
