@@ -467,7 +467,7 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, description="Of the order of cases, their variation, the tasks and dropout.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of activations; weights stay float32.")
     shard_language_model: bool = Field(
-        False, description="Each of several devices holds a share of the frozen language model (FSDP)."
+        False, description="Each of several devices holds a shard of the frozen language model (FSDP2)."
     )
     weight_decay: float = Field(0.05, ge=0, description="AdamW's, on matrices; not on biases and norms.")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's.")
