@@ -103,7 +103,7 @@ def weight_bytes(model: nn.Module, *, load_in_4bit: bool, bytes_per_parameter: i
 
 
 def layer_bytes(model: nn.Module, *, load_in_4bit: bool, bytes_per_parameter: int = 2) -> int:
-    """Of `weight_bytes`, what is sharded over several devices (`ShardedLanguageModel`): the layers, without NF4's scales."""
+    """Of `weight_bytes`, what `ShardedLanguageModel` shards: the layers, without NF4's scales."""
     in_4bit, others = _parameter_counts(model, load_in_4bit, inside=".layers.")
     return in_4bit // 2 + others * bytes_per_parameter
 

@@ -13,7 +13,7 @@ No pickle: tensors are safetensors, the rest JSON. The folder is replaced whole,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlm3d.errors import CheckpointError
+from vlm3d.config import AugmentationConfig, Config
+from vlm3d.errors import CheckpointError, ConfigError
 from vlm3d.io import whole_folder
 from vlm3d.model.checkpoint import StoredThresholds
 from vlm3d.model.multi_task_model import VLM3DMultiTask
@@ -143,3 +144,36 @@ def read_state(folder: Path) -> tuple[RunState, dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder} is no point to resume from: {str(error).splitlines()[0]}. Start the phase anew in another folder."
         ) from error
+
+
+def refuse_other_settings(known: Path, config: Config) -> None:
+    """Let a run go on only with the settings that it began with.
+
+    Args:
+        known: ``config.json`` of the run.
+        config: Of now.
+
+    Raises:
+        ConfigError: A setting is another; the message names it.
+    """
+    before, now = json.loads(known.read_text(encoding="utf-8")), config.model_dump(mode="json")
+    # a phase that came to vlm3d later changes none of those that this run knew
+    before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
+    usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
+    before["training"]["augmentation"] = usual | before["training"]["augmentation"]
+    # where weights lie changes nothing that is learned
+    before["training"]["shard_language_model"] = now["training"]["shard_language_model"]
+    before["model"]["localizer"].setdefault("read_mirrored", False)
+    changed = sorted(_differences(before, now))
+    if changed:
+        raise ConfigError(
+            f"{known.parent} holds a run with another {changed[0]}: give the same settings, or another folder"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key

@@ -30,14 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm3d.config import AugmentationConfig, Config, GrpoPhase, PhaseConfig
+from vlm3d.config import Config, GrpoPhase, PhaseConfig
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
 from vlm3d.extras import require
 from vlm3d.io import settle_folder, write_atomically
 from vlm3d.losses import MultiTaskLoss
 from vlm3d.model import checkpoint
-from vlm3d.model.multi_task_model import PARTS, VLM3DMultiTask
+from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.training.data import Batch, ScanStream, batches
 from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
@@ -59,6 +59,7 @@ from vlm3d.training.run_state import (
     RunState,
     optimizer_tensors,
     read_state,
+    refuse_other_settings,
     restore_optimizer,
     with_prefix,
     without_prefix,
@@ -66,6 +67,7 @@ from vlm3d.training.run_state import (
 )
 from vlm3d.training.step import StepPlan, TrainingStep, plan_step, seed_step, shared_parameters, spread
 from vlm3d.training.tracking import METRICS_FILE, Tracker
+from vlm3d.training.unfreezing import GradualUnfreezing
 from vlm3d.training.validation import Validation, track_samples, validate
 from vlm3d.version import VERSION
 
@@ -170,7 +172,9 @@ class Trainer:
         if "generation" in phase.tasks:
             self._load_llm()
         self.model.untrained_tasks = tuple(t for t in self.model.untrained_tasks if t not in phase.tasks)
-        self._set_trainable(phase)
+        self._unfreezing = GradualUnfreezing(self.model, phase)
+        self._unfreezing.at(self.state.step)
+        self.step_module.train()
         names = self._parameter_names()
         loss_parameters = [p for p in self.step_module.loss.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.model, loss_parameters, phase, self.training)
@@ -214,7 +218,7 @@ class Trainer:
         start = time.monotonic()
         window: list[dict[str, float]] = []
         while self.state.step < phase.steps and not self._stopped():
-            if self._unfreeze(phase):
+            if self._unfreezing.at(self.state.step):
                 forward = self._wrapped()
             plan = plan_step(phase, self.training.seed, number, self.state.step)
             share = lr_share(self.state.step, phase, self.training.min_lr_share)
@@ -411,7 +415,7 @@ class Trainer:
         """The run that the folder holds, or a new one."""
         known = self.folder / CONFIG_FILE
         if known.is_file():
-            _refuse_other_settings(known, self.config)
+            refuse_other_settings(known, self.config)
         if self.accelerator.is_main_process:
             settle_folder(self.folder / LAST)
         self.accelerator.wait_for_everyone()
@@ -461,32 +465,6 @@ class Trainer:
         self.state.phase, self.state.step, self.state.best = name, 0, {}
         torch.manual_seed(self.training.seed * len(PHASES) + phase_number(name))
 
-    def _set_trainable(self, phase: PhaseConfig) -> None:
-        self.model.freeze(*PARTS)
-        self.model.unfreeze(*phase.parts)
-        if not phase.train_prompts:
-            self.model.classifier.soft_prompts.requires_grad_(False)
-        self._blocks_free = -1
-        self._unfreeze(phase)
-        self.step_module.train()
-
-    def _unfreeze(self, phase: PhaseConfig) -> bool:
-        """Gradual unfreezing; True where it changed what learns."""
-        if "vision" not in phase.parts or not phase.unfreeze_blocks:
-            return False
-        done = self.state.step / phase.steps
-        count = max((blocks for share, blocks in phase.unfreeze_blocks if share <= done), default=0)
-        if count == self._blocks_free:
-            return False
-        self._blocks_free = count
-        if count >= len(self.model.vision_encoder.blocks):
-            self.model.unfreeze("vision")
-        elif count:
-            self.model.unfreeze_last_blocks(count)
-        else:
-            self.model.freeze("vision")
-        return True
-
     def _load_llm(self) -> None:
         """The frozen language model, sharded over the processes where that is asked for."""
         generator = self.model.report_generator
@@ -529,31 +507,6 @@ class Trainer:
 
     def _stopped(self) -> bool:
         return self.request.stop_after is not None and self._steps_here >= self.request.stop_after
-
-
-def _refuse_other_settings(known: Path, config: Config) -> None:
-    """A run goes on only with the settings that it began with."""
-    before, now = json.loads(known.read_text(encoding="utf-8")), config.model_dump(mode="json")
-    # a phase that came to vlm3d later changes none of those that this run knew
-    before["training"]["phases"] = now["training"]["phases"] | before["training"]["phases"]
-    usual = AugmentationConfig().model_dump(mode="json")  # what came later is off by itself
-    before["training"]["augmentation"] = usual | before["training"]["augmentation"]
-    # where weights lie changes nothing that is learned
-    before["training"]["shard_language_model"] = now["training"]["shard_language_model"]
-    before["model"]["localizer"].setdefault("read_mirrored", False)
-    changed = sorted(_differences(before, now))
-    if changed:
-        raise ConfigError(
-            f"{known.parent} holds a run with another {changed[0]}: give the same settings, or another folder"
-        )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key
 
 
 def _words(figures: Mapping[str, float]) -> str:
