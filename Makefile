@@ -38,17 +38,17 @@ test-all: $(MODELS)  ## the slow tests as well
 	$(PY) -m pytest -q -m 'not gpu'
 
 check: $(STAMP)      ## lint, format, types, import layers
-	$(VENV)/bin/ruff check src tests benchmarks examples
-	$(VENV)/bin/ruff format --check src tests benchmarks examples
+	$(VENV)/bin/ruff check src tests benchmarks examples runs
+	$(VENV)/bin/ruff format --check src tests benchmarks examples runs
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 format: $(STAMP)     ## apply the format and the safe fixes
-	$(VENV)/bin/ruff check --fix src tests benchmarks examples
-	$(VENV)/bin/ruff format src tests benchmarks examples
+	$(VENV)/bin/ruff check --fix src tests benchmarks examples runs
+	$(VENV)/bin/ruff format src tests benchmarks examples runs
 
-bench: $(MODELS)     ## every measurement, with its peer in the same run, as JSON lines
-	for file in benchmarks/*.py; do echo "# $$file"; $(PY) $$file || exit 1; done
+bench: $(MODELS)     ## the measurements that need no trained store, with their peers in the same run, as JSON lines
+	for file in $$(grep -l __main__ benchmarks/*.py); do echo "# $$file"; $(PY) $$file || exit 1; done
 
 docs: $(STAMP)       ## check that the documentation's links and commands exist
 	$(PY) -m pytest -q tests/test_documentation.py

@@ -25,12 +25,15 @@ from vlm3d.training.reward_comparison import ScoredReports, compare_rewards, sco
 def main() -> None:
     """Print the machine, then the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--before", required=True, help="checkpoint that phase 3 began with")
-    parser.add_argument("--after", required=True, help="checkpoint that it ended with; its rewards count")
-    parser.add_argument("--data", type=Path, required=True, help="prepared store")
+    parser.add_argument("--before", help="checkpoint that phase 3 began with")
+    parser.add_argument("--after", help="checkpoint that it ended with; its rewards count")
+    parser.add_argument("--data", type=Path, help="prepared store")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, help="most scans")
     arguments = parser.parse_args()
+    if None in (arguments.before, arguments.after, arguments.data):
+        print(json.dumps({"benchmark": "rewards", "skipped": "give --before, --after and --data"}))
+        return
     print(json.dumps(machine()), flush=True)
     dataset = PreparedDataset(arguments.data, (arguments.split,))
     models = [VLM3DMultiTask.from_pretrained(name) for name in (arguments.before, arguments.after)]

@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere, its commands exist, and its figures of parameters are counted."""
+"""The documentation's links lead somewhere, and its commands and their options exist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from vlm3d.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,14 +21,24 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_commands_exist() -> None:
-    from vlm3d.cli import app
-
     known = {command.callback.__name__ for command in app.registered_commands}
     for page in PAGES:
         for command in re.findall(
             r"(?:^|`)vlm3d ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE
         ):
             assert command in known, f"{page.name} names 'vlm3d {command}'"
+
+
+def test_options_exist() -> None:
+    from typer.main import get_command
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for name, line in re.findall(r"(?:^|`|-m )vlm3d ([a-z]+)([^`\n#]*)", text, flags=re.MULTILINE):
+            known = {option for parameter in commands[name].params for option in parameter.opts}
+            for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line):
+                assert option in known | {"--help"}, f"{page.name}: vlm3d {name} has no {option}"
 
 
 def test_make_targets_exist() -> None:

@@ -419,7 +419,8 @@ def train(
         Path | None, typer.Option("--out", "-o", help="Run's folder; an unfinished run there goes on.")
     ] = None,
     phase: Annotated[
-        list[str] | None, typer.Option(help="1.1, 1.2, 1.3 or 2; repeatable; all if not given.")
+        list[str] | None,
+        typer.Option(help="1.0, 1.1, 1.2, 1.3, 2 or 3, or its name; repeatable; all but 3 if not given."),
     ] = None,
     start_from: Annotated[
         Path | None,

@@ -21,9 +21,12 @@ import torch
 from support.training_store import losses, phantom_store, training_config, write_small_pretrained
 from support.two_processes import train_in_two_processes
 from vlm3d.config import Config
+from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, DataError, TrainingError
 from vlm3d.model.checkpoint import read_training
 from vlm3d.model.multi_task_model import VLM3DMultiTask
+from vlm3d.training.phases import learnable_phases
+from vlm3d.training.timing import measured_seconds_per_step
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
 
@@ -314,3 +317,48 @@ def test_a_run_from_before_a_setting_came_goes_on_without_it(
     training = config.training.model_copy(update={"augmentation": moving})
     with pytest.raises(ConfigError, match=r"another training\.augmentation\.motion_probability"):
         train(replace(request, config=config.model_copy(update={"training": training})))
+
+
+def _without(store: Path, copy: Path, *, rest: bool = False) -> Path:
+    """A store whose cases tell no masks and places, and, with ``rest``, no labels and reports either."""
+    shutil.copytree(store, copy)
+    lines = []
+    for text in (copy / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text) | {"known_lesions": [], "lesion_voxels": {}, "facts": {}}
+        if rest:
+            line |= {"labels_K": None, "report": ""}
+        lines.append(json.dumps(line))
+    (copy / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return copy
+
+
+def test_what_no_case_teaches_is_left_out_and_said(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = training_config(pretrained)
+    dataset = PreparedDataset(_without(store, tmp_path / "reports"), ("train",))
+    with caplog.at_level("INFO", "vlm3d.training"):
+        found, names = learnable_phases(config, None, dataset)
+    assert names == ["classification", "alignment", "joint"]
+    assert "phase local is left out" in caplog.text
+    assert "phase localization is left out: no training case has lesion masks" in caplog.text
+    assert "phase joint goes without localization" in caplog.text
+    assert set(found.training.phases.joint.tasks) == {"classification", "generation"}
+    same, only = learnable_phases(config, ["1.1"], dataset)
+    assert (same, only) == (found, ["classification"])  # so a run may be asked for phase by phase
+    with pytest.raises(DataError, match="has lesion masks, which phase localization learns from"):
+        learnable_phases(config, ["1.2"], dataset)
+    final = train(TrainingRequest(config, dataset.store, tmp_path / "run"))
+    assert read_training(final)["untrained_tasks"] == ["localization"]
+    nothing = PreparedDataset(_without(store, tmp_path / "nothing", rest=True), ("train",))
+    with pytest.raises(DataError, match="has labels, masks or reports to learn from"):
+        learnable_phases(config, None, nothing)
+
+
+def test_the_steps_of_every_learnable_phase_are_timed(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    blind = _without(store, tmp_path / "store")
+    request = TrainingRequest(training_config(pretrained), blind, tmp_path / "run")
+    timed = measured_seconds_per_step(request, steps=2)
+    assert set(timed) == {"classification", "alignment", "joint"}

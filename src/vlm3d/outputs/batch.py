@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlm3d.errors import ConfigError, OutputError, UnreadableFileError, VLM3DError
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
+from vlm3d.inference.prediction import TRAINING_NOTES
 from vlm3d.outputs.output_folder import check_out_dir
 from vlm3d.outputs.writer import write_prediction
 
@@ -105,8 +106,8 @@ def predict_scans(
             if pipeline is None:
                 say("loading the model")
                 pipeline = load()
-                if pipeline.model_info.training == "untrained":
-                    say("the weights are UNTRAINED: what follows is random and means nothing")
+                if note := TRAINING_NOTES[pipeline.model_info.training]:
+                    say(note)
             result = pipeline(
                 path, settings, mask=mask, series=series, on_stage=partial(_say_stage, say, label)
             )

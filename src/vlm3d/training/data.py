@@ -138,7 +138,7 @@ class ScanStream(Dataset[Scan]):
         if self._last is None or self._last[0] != number:
             self._last = (number, *self._varied(number))
         _, sample, known, damaged = self._last
-        rng = np.random.default_rng([*self.seed, 5, position])  # 2 to 4 are drawn from by steps and by GRPO
+        rng = np.random.default_rng([*self.seed, 5, position])  # 2 to 4 and 6 are steps' and GRPO's
         first = position % self.phase.boxes_per_scan == 0
         return self._scan(sample, known, rng, damaged if first else ())
 

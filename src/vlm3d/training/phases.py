@@ -34,7 +34,7 @@ _SHARDING_TORCH = "2.13"
 
 
 def chosen_phases(asked: Sequence[str] | None) -> list[str]:
-    """Names of the phases to run, in their order; all but those of `ON_REQUEST` by default.
+    """Names of the phases that are asked for, in their order; all but those of `ON_REQUEST` by default.
 
     Raises:
         ConfigError: One is neither a number nor a name of `PHASES`.
@@ -99,36 +99,86 @@ def check_torch_shards_bytes() -> None:
         )
 
 
-def check_data(train: PreparedDataset, valid: PreparedDataset, config: Config, phases: Sequence[str]) -> None:
-    """Refuse data that the phases cannot learn from, before anything starts.
+_LEARNS_FROM = {"classification": "disease labels", "localization": "lesion masks", "generation": "reports"}
+
+
+def learnable_phases(
+    config: Config, asked: Sequence[str] | None, dataset: PreparedDataset
+) -> tuple[Config, list[str]]:
+    """The phases to run and what they learn of what the data tells.
+
+    Phase 1.0 is left out where no case tells where a finding lies, since its boxes could not be labeled. A task without a
+    single label is left out of a phase that has other tasks; a phase without any is left out, unless it was asked for.
+
+    Args:
+        config: Every setting.
+        asked: Numbers or names of phases; None are the usual ones.
+        dataset: The training split.
+
+    Returns:
+        The settings, with ``tasks`` of each phase as it will run, and the names of the phases, in order.
+
+    Raises:
+        ConfigError: A phase is unknown.
+        DataError: A phase that was asked for, or each of the usual ones, has nothing to learn from.
+    """
+    told = _told_tasks(dataset)
+    tells_places = any(
+        any(case.lesion_voxels.values()) or case.facts.get("findings") for case in dataset.cases
+    )
+    phases, names = dict[str, PhaseConfig](), list[str]()
+    chosen = chosen_phases(asked)
+    for name in PHASES.values():
+        phase = phase_config(config, name)
+        tasks = {task: share for task, share in phase.tasks.items() if task in told}
+        phases[name] = phase.model_copy(update={"tasks": tasks}) if tasks else phase
+        silent = sorted(set(phase.tasks) - told)
+        lacks = " or ".join(_LEARNS_FROM[task] for task in silent)
+        if name not in chosen:
+            continue
+        if not tasks and asked:
+            raise DataError(
+                f"no training case of {dataset.store} has {lacks}, which phase {name} learns from"
+            )
+        if not tasks:
+            logger.info("phase %s is left out: no training case has %s", name, lacks)
+        elif name == "local" and not tells_places:
+            logger.info("phase local is left out: no training case tells where its findings lie")
+        else:
+            names.append(name)
+            if silent:
+                logger.info(
+                    "phase %s goes without %s: no training case has %s", name, ", ".join(silent), lacks
+                )
+    if not names:
+        raise DataError(f"no training case of {dataset.store} has labels, masks or reports to learn from")
+    training = config.training.model_copy(update={"phases": config.training.phases.model_copy(update=phases)})
+    return config.model_copy(update={"training": training}), names
+
+
+def _told_tasks(dataset: PreparedDataset) -> set[str]:
+    """Tasks of which a case has a label."""
+    cases = dataset.cases
+    has = {
+        "classification": any(c.labels_K is not None and not np.isnan(c.labels_K).all() for c in cases),
+        "localization": any(case.known_lesions for case in cases),
+        "generation": any(case.report for case in cases),
+    }
+    return {task for task, any_case in has.items() if any_case}
+
+
+def check_splits(train: PreparedDataset, valid: PreparedDataset, config: Config) -> None:
+    """Refuse splits that a run cannot use, before anything starts.
 
     Raises:
         ConfigError: The store was prepared for another model.
-        DataError: A split is empty, a patient stands in both, or a task has no labels at all.
+        DataError: A split is empty, or a patient stands in both.
     """
     train.check(config.preprocessing)
     for split, dataset in (("train", train), ("valid", valid)):
         if not len(dataset):
             raise DataError(f"{dataset.store} has no case in the split '{split}'; see `vlm3d prepare --help`")
     check_no_leak([*train.cases, *valid.cases])
-    tasks = {task for name in phases for task in phase_config(config, name).tasks}
-    has = {
-        "classification": any(c.labels_K is not None and not np.isnan(c.labels_K).all() for c in train.cases),
-        "localization": any(case.known_lesions for case in train.cases),
-        "generation": any(case.report for case in train.cases),
-    }
-    words = {"classification": "disease labels", "localization": "lesion masks", "generation": "reports"}
-    for task in sorted(tasks):
-        if not has[task]:
-            raise DataError(f"no training case of {train.store} has {words[task]}, which {task} learns from")
-
-
-def without_blind_phases(phases: Sequence[str], dataset: PreparedDataset) -> list[str]:
-    """Leave phase 1.0 out where no case tells where a finding lies: boxes of a scan could not be labeled."""
-    tells = any(any(case.lesion_voxels.values()) or case.facts.get("findings") for case in dataset.cases)
-    if not tells and "local" in phases:
-        logger.info("phase local is left out: no training case tells where its findings lie")
-    return [name for name in phases if tells or name != "local"]
 
 
 def status_of(dataset: PreparedDataset) -> Status:

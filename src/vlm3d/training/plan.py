@@ -179,7 +179,7 @@ def plan_training(
 
     Args:
         config: The model, its input and its training.
-        phases: Numbers or names; all by default.
+        phases: Numbers or names; by default all but those of `phases.ON_REQUEST`.
         world_size: Devices.
         device: ``"cuda"`` or ``"cpu"``; need not be there.
         device_memory_gib: Memory of one device, for the verdict.

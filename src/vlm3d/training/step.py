@@ -42,7 +42,7 @@ def plan_step(phase: PhaseConfig, seed: int, phase_number: int, step: int) -> St
 
 def seed_step(seed: int, phase_number: int, step: int, process: int) -> None:
     """Let torch's random numbers, which dropout draws, follow from the step and the process, not from what ran before."""
-    torch.manual_seed(int(np.random.default_rng([seed, phase_number, 5, step, process]).integers(2**62)))
+    torch.manual_seed(int(np.random.default_rng([seed, phase_number, 6, step, process]).integers(2**62)))
 
 
 class TrainingStep(nn.Module):

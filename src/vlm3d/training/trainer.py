@@ -43,15 +43,14 @@ from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
 from vlm3d.training.phases import (
     PHASES,
-    check_data,
     check_sharding,
+    check_splits,
     check_start,
     check_torch_shards_bytes,
-    chosen_phases,
+    learnable_phases,
     phase_config,
     phase_number,
     status_of,
-    without_blind_phases,
 )
 from vlm3d.training.reward_comparison import validate_rewards
 from vlm3d.training.run_state import (
@@ -86,7 +85,7 @@ class TrainingRequest:
         config: Every setting.
         store: Folder of ``vlm3d prepare``, with the splits ``train`` and ``valid``.
         run: Folder of the run; one that holds an unfinished run of the same settings is resumed.
-        phases: Numbers or names; all by default.
+        phases: Numbers or names; by default all but those of `phases.ON_REQUEST`.
         start_from: Checkpoint to start from instead of random weights, as `checkpoint.locate_checkpoint` takes it.
         stop_after: Stop after so many steps of this call, to be resumed later; for schedulers and tests.
     """
@@ -117,13 +116,12 @@ class Trainer:
     def __init__(self, request: TrainingRequest) -> None:
         accelerate = require("accelerate", extra="train", purpose="train")
         self.request = request
-        self.config = request.config
-        self.training = request.config.training
         self.folder = Path(request.run)
         self.train_set = PreparedDataset(request.store, ("train",))
         self.valid_set = PreparedDataset(request.store, ("valid",))
-        self.phases = without_blind_phases(chosen_phases(request.phases), self.train_set)
-        check_data(self.train_set, self.valid_set, self.config, self.phases)
+        check_splits(self.train_set, self.valid_set, request.config)
+        self.config, self.phases = learnable_phases(request.config, request.phases, self.train_set)
+        self.training = self.config.training
         self.accelerator = accelerate.Accelerator(
             mixed_precision="bf16" if self.training.precision == "bf16" else "no",
             kwargs_handlers=[
@@ -201,7 +199,7 @@ class Trainer:
         logger.info("phase %s: %d steps, %d of them done", name, phase.steps, self.state.step)
         self._loop(name, phase, number, optimizer, average, names)
         if self.state.step >= phase.steps:
-            self._finish(name, average)
+            self._finish(name)
 
     def _loop(
         self,
@@ -372,7 +370,7 @@ class Trainer:
             write_state(self.folder / LAST, self.model, self.state, tensors, self._note({}), self.thresholds)
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, name: str, average: WeightAverage) -> None:
+    def _finish(self, name: str) -> None:
         """The phase's best weights become its result, and the start of the next phase."""
         if self.accelerator.is_main_process:
             best = max(self.state.best, key=lambda key: self.state.best[key])
