@@ -1,6 +1,7 @@
 """The mean of checkpoints of one training, which draws masks a little better than each: OUT CHECKPOINT CHECKPOINT ...
 
-`OUT` is a new folder; everything but the weights is the last checkpoint's, and `training.json` names all of them.
+`OUT` is a new folder; everything but the weights is the last checkpoint's, and `training.json` names all of them. It has no
+figures of a validation: the mean was not judged yet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main() -> None:
         else tensor
         for name, tensor in states[-1].items()
     }
-    training = read_training(folders[-1]) | {"mean_of": [fingerprint(state) for state in states]}
+    training = read_training(folders[-1])
+    training.pop("validation", None)
+    training |= {"mean_of": [fingerprint(state) for state in states]}
     write_checkpoint(out, read_config(folders[-1]), mean, training)
 
 

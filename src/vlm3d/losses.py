@@ -77,6 +77,12 @@ def text_alignment_loss(
 
     Cross-entropy over prompts at patches that a lesion covers, weighted by the covered share; patches outside every
     lesion say nothing.
+
+    Args:
+        similarity_BLZYX: Cosine similarity of each patch to each prompt.
+        target_BLDHW: Lesion masks, 0 or 1.
+        known_BL: False where a lesion was not annotated; it says nothing either.
+        temperature: Divides the similarity.
     """
     share = F.adaptive_avg_pool3d(
         target_BLDHW.float() * known_BL[..., None, None, None], _spatial(similarity_BLZYX)

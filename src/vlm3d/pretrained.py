@@ -134,20 +134,6 @@ def resolve_weights(name: str) -> Path:
     )
 
 
-def has_local_weights(name: str) -> bool:
-    """Whether `resolve_weights` would answer without any network."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return holds_weights(folder)
-    for look in (_from_cache, _from_hub_cache):
-        try:
-            look(name)
-        except _NotHereError:
-            continue
-        return True
-    return False
-
-
 def holds_weights(folder: Path) -> bool:
     """Whether a folder is a complete transformers model: ``config.json`` and weights."""
     weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

@@ -14,7 +14,6 @@ from vlm3d.datasets.splits import (
     assign_splits,
     check_no_leak,
     check_unique_ids,
-    in_split,
     split_of_patient,
 )
 from vlm3d.errors import ConfigError, DataError
@@ -90,7 +89,6 @@ def test_shares_are_near_the_fractions_and_the_salt_draws_anew() -> None:
     counts = Counter(case.split for case in cases)
     assert counts["train"] == pytest.approx(3200, abs=120)
     assert counts["valid"] == pytest.approx(400, abs=90)
-    assert len(in_split(cases, "test")) == counts["test"]
     moved = sum(split_of_patient(p) != split_of_patient(p, salt="other") for p in patients)
     assert 1000 < moved < 1800  # 1 - (0.8² + 0.1² + 0.1²) = 34 %
 

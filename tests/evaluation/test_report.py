@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm3d.evaluation.report import BLEU_NAMES, paired_reports, plain_words, read_texts, report_scores
+from vlm3d.evaluation.report import BLEU_NAMES, plain_words, read_texts, report_scores
 from vlm3d.evaluation.word_alignment import METEOR_NAME, longest_common_subsequence, meteor_exact_stem
 
 with warnings.catch_warnings():
@@ -126,12 +126,6 @@ def test_no_reports_and_empty_reports() -> None:
     empty = report_scores(["", ""], ["no effusion", "a nodule"])
     assert all(value == pytest.approx(0, abs=1e-9) for value in empty.figures.values())
     assert report_scores(["", ""], ["", ""]).figures["CIDEr"] == 0
-
-
-def test_missing_cases() -> None:
-    predicted, truth = {"b": "two", "x": "foreign"}, {"b": "2", "a": "1"}
-    assert paired_reports(predicted, truth) == (["b"], ["two"], ["2"])
-    assert paired_reports(predicted, truth, missing="empty") == (["a", "b"], ["", "two"], ["1", "2"])
 
 
 def test_resamples_equal_copied_reports() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +46,6 @@ class Lungs:
         """The place midway between both lungs, on the coarse grid; None when one is missing."""
         sides = [np.nonzero(side.any((0, 1)))[0] for side in (self.right_DHW, self.left_DHW)]
         return float(np.mean([side.mean() for side in sides])) if all(side.size for side in sides) else None
-
-    def with_sides(self, right_DHW: Mask, left_DHW: Mask) -> Lungs:
-        """The lungs with other outlines."""
-        return replace(self, right_DHW=right_DHW, left_DHW=left_DHW)
 
 
 def find_lungs(grid: WorkGrid, body: Body, airways: Airways) -> Lungs | None:
@@ -114,7 +110,7 @@ def _is_gas(
     return bool(np.percentile(values, 25) < GAS_HU)
 
 
-def _midline_w(grid: WorkGrid, body: Body, airways: Airways) -> float:
+def _midline_w(body: Body, airways: Airways) -> float:
     """The middle of the body from right to left, on the coarse grid."""
     if airways.trachea_w is not None:
         return airways.trachea_w
@@ -125,7 +121,7 @@ def _sides(
     grid: WorkGrid, body: Body, airways: Airways, pieces: list[Mask], sizes_ml: list[float]
 ) -> tuple[Mask, Mask]:
     """Right and left lung, from pieces of which one may hold both."""
-    midline_w = _midline_w(grid, body, airways)
+    midline_w = _midline_w(body, airways)
     first, rest = pieces[0], pieces[1:]
     columns = first.sum((0, 1))
     share_right = columns[: round(midline_w)].sum() / columns.sum()

@@ -101,11 +101,6 @@ def touching(mask: Mask, seed: Mask) -> Mask:
     return keep[labels]
 
 
-def filled_slices(mask: Mask) -> Mask:
-    """Fill the holes of each axial slice."""
-    return np.stack([ndimage.binary_fill_holes(slice_HW) for slice_HW in mask])
-
-
 def without_small(mask: Mask, min_voxels: int) -> Mask:
     """Drop connected pieces of fewer voxels."""
     labels, _ = ndimage.label(mask)

@@ -53,7 +53,7 @@ def find_aorta(
     contrast = _blood_contrast(grid, soft_DHW)
     top = min(carina_d + grid.voxels(ARCH_ABOVE_CARINA_MM), grid.shape_DHW[0] - 1)
     descending = _follow(
-        _roundness(contrast, soft_DHW, DESCENDING_RADIUS_MM / step),
+        _roundness(contrast, DESCENDING_RADIUS_MM / step),
         np.arange(top, -1, -1),
         canal_D + np.array(DESCENDING_FROM_CANAL_MM) / step,
         DESCENDING_SPREAD_MM / step,
@@ -64,7 +64,7 @@ def find_aorta(
         np.array(carina_DHW[1:]) + np.array(ASCENDING_FROM_CARINA_MM) / step, (grid.shape_DHW[0], 2)
     )
     ascending = _follow(
-        _roundness(contrast, soft_DHW, ASCENDING_RADIUS_MM / step),
+        _roundness(contrast, ASCENDING_RADIUS_MM / step),
         np.arange(top, bottom - 1, -1),
         front,
         ASCENDING_SPREAD_MM / step,
@@ -85,7 +85,7 @@ def _blood_contrast(grid: WorkGrid, soft_DHW: Mask) -> NDArray[np.float32]:
     return ((clipped - low) / (max(blood, 40.0) - low)).astype(np.float32)
 
 
-def _roundness(contrast: NDArray[np.float32], soft_DHW: Mask, radius: float) -> NDArray[np.float32]:
+def _roundness(contrast: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     """How much a disc of this radius is brighter than the ring around it, in each axial slice."""
     reach = int(np.ceil(radius * 1.6))
     row, column = np.ogrid[-reach : reach + 1, -reach : reach + 1]

@@ -79,8 +79,6 @@ class PreparedDataset:
         DataError: The folder is no store, or its manifest is damaged.
     """
 
-    lesion_masks = staticmethod(lesion_masks)
-
     def __init__(
         self, store: str | Path, splits: Sequence[str] | None = ("train",), *, verify: Verify = "sizes"
     ) -> None:

@@ -33,15 +33,6 @@ DEFAULT_SALT = "vlm3d"
 _NAMED = 5
 
 
-class InSplit(Protocol):
-    """A case in whatever form: its patient and its split."""
-
-    @property
-    def patient_id(self) -> str: ...
-    @property
-    def split(self) -> Split | None: ...
-
-
 def assign_splits(
     cases: Sequence[Case],
     fractions: Mapping[Split, float] = DEFAULT_FRACTIONS,
@@ -121,11 +112,6 @@ def check_unique_ids(cases: Iterable[Case]) -> None:
     if twice:
         told = ", ".join(sorted(twice)[:_NAMED])
         raise DataError(f"{len(twice)} identifiers name more than one case: {told}; give each case once")
-
-
-def in_split(cases: Iterable[Case], split: Split) -> list[Case]:
-    """The cases of one split."""
-    return [case for case in cases if case.split == split]
 
 
 def _check_fractions(fractions: Mapping[Split, float]) -> None:

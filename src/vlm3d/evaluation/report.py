@@ -8,7 +8,7 @@ punctuation. Figures of the two are not comparable, so a result says which it is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,21 +122,3 @@ def read_texts(
 def plain_words(text: str) -> str:
     """Lower-case words and numbers (3.5, well-defined), one space between them."""
     return " ".join(_WORD.findall(text.lower()))
-
-
-def paired_reports(
-    predicted: Mapping[str, str], truth: Mapping[str, str], missing: Literal["skip", "empty"] = "skip"
-) -> tuple[list[str], list[str], list[str]]:
-    """Reports of the same cases side by side.
-
-    Args:
-        predicted: Case id -> generated report.
-        truth: Case id -> reference.
-        missing: Cases of the truth without a generated report: ``"skip"`` leaves them out, as the challenge's text
-            figures do; ``"empty"`` scores an empty report.
-
-    Returns:
-        Case ids in order, generated reports, references.
-    """
-    ids = sorted(case for case in truth if missing == "empty" or case in predicted)
-    return ids, [predicted.get(case, "") for case in ids], [truth[case] for case in ids]

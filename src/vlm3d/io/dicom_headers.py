@@ -74,7 +74,6 @@ class Slice:
     frame: int | None
     series_uid: str
     owner: str
-    sop_instance: str
     sop_class: str
     modality: str
     image_type: tuple[str, ...]
@@ -87,7 +86,6 @@ class Slice:
     rows: int
     columns: int
     samples: int
-    bits_allocated: int
     position_lps: NDArray[np.float64] | None
     orientation_lps: NDArray[np.float64] | None
     pixel_spacing_mm: tuple[float, float] | None
@@ -216,7 +214,6 @@ def _slice_of(
         frame=frame,
         series_uid=str(dataset.get("SeriesInstanceUID", "")),
         owner=hashlib.sha256(owner.encode()).hexdigest()[:16],
-        sop_instance=str(dataset.get("SOPInstanceUID", "")),
         sop_class=str(dataset.SOPClassUID),
         modality=printable(str(dataset.get("Modality", "")))[:16],
         image_type=tuple(str(word) for word in _listed(dataset.get("ImageType"))),
@@ -229,7 +226,6 @@ def _slice_of(
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         samples=int(dataset.get("SamplesPerPixel") or 1),
-        bits_allocated=int(dataset.get("BitsAllocated") or 16),
         position_lps=position,
         orientation_lps=_directions(orientation),
         pixel_spacing_mm=None if spacing is None else (float(spacing[0]), float(spacing[1])),

@@ -102,9 +102,8 @@ def read_npz(path: Path, window_hu: tuple[float, float] | None = None) -> Volume
     window = window_hu or case.window_hu
     if window is None:
         raise NotAChestCTError(
-            f"{name} holds windowed gray values (uint8), not HU, and no array 'window'. Say which HU 0 and "
-            "255 stand "
-            "for (npz_window)."
+            f"{name} holds windowed gray values (uint8), not HU, and no array 'window': add one with the two HU that 0 "
+            "and 255 stand for (in Python, read_volume(..., npz_window=...))."
         )
     low, high = window
     if not high > low:

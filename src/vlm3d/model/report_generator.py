@@ -192,11 +192,6 @@ class ReportGenerator(nn.Module):
             self._waiting_adapters = None
         self.llm = llm
 
-    @property
-    def has_adapters(self) -> bool:
-        """Whether adapters are here: in the language model, or waiting for it."""
-        return bool(self._waiting_adapters) if self.llm is None else bool(self.llm.adapter_parameters())
-
     def forward(
         self,
         global_BC: Tensor,

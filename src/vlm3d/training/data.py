@@ -114,6 +114,9 @@ class ScanStream(Dataset[Scan]):
         config: The run's settings.
         phase: The phase's.
         phase_number: Tells the phases' random numbers apart.
+
+    Raises:
+        DataError: When a scan is asked for and none of those tried in its place can be read.
     """
 
     def __init__(
@@ -292,7 +295,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 def collate(scans: Sequence[Scan]) -> Batch:
-    """Pad scans with air at their ends to one shape and stack them."""
+    """Pad scans (D, H, W) of any shapes with air at their ends to one shape and stack them; see `Batch`."""
     shape = tuple(np.max([scan.intensity_DHW.shape for scan in scans], axis=0))
     intensity = np.full((len(scans), 1, *shape), OUTSIDE_VALUE, np.float32)
     regions = np.zeros((len(scans), *shape), np.uint8)
@@ -336,7 +339,16 @@ def _of_one_size(boxes: Sequence[PatchBox]) -> list[PatchBox]:
 def batches(
     stream: ScanStream, phase: PhaseConfig, *, first_step: int, rank: int, world_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Batches of one process from a step on, read ahead by worker processes."""
+    """Batches of one process from a step on, read ahead by worker processes.
+
+    Args:
+        stream: The phase's scans.
+        phase: Its ``batch_size`` and ``accumulate`` say which positions a step takes.
+        first_step: Steps of the phase that are done.
+        rank: Number of this process, from 0.
+        world_size: Processes; together they take each position once.
+        workers: Processes that read for this one; 0 reads when a batch is asked for.
+    """
     return DataLoader(
         stream,
         batch_sampler=StepSampler(phase, first_step, rank, world_size),

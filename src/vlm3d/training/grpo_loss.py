@@ -52,7 +52,12 @@ class LossTerms:
 
 
 def group_advantages(reward_K: Tensor, *, scale_by_std: bool) -> Tensor:
-    """How much better each report is than the mean of its group, in standard deviations where asked for."""
+    """How much better each report is than the mean of its group, in standard deviations where asked for.
+
+    Args:
+        reward_K: Of the K reports of one scan, two or more.
+        scale_by_std: Divide by their standard deviation, as GRPO does (Shao 2024); Dr. GRPO does not (Liu 2025).
+    """
     advantage_K = reward_K - reward_K.mean()
     return advantage_K / (reward_K.std() + STD_FLOOR) if scale_by_std else advantage_K
 

@@ -244,6 +244,10 @@ def validate_rewards(learner: GrpoLearner, dataset: PreparedDataset) -> Validati
     """Rewards of the running phase's model on held-out scans, and their gain over the model that it began with.
 
     The score is the reward. The reference writes its reports once a run.
+
+    Args:
+        learner: Of the phase; its rewards count.
+        dataset: The validation split, of which ``training.validation_reports`` scans are taken.
     """
     model, config = learner.model, learner.config
     model.eval()

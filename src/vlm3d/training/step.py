@@ -31,7 +31,14 @@ class StepPlan:
 
 
 def plan_step(phase: PhaseConfig, seed: int, phase_number: int, step: int) -> StepPlan:
-    """Draw a step's tasks, at least one, and whether reports build on predicted findings."""
+    """Draw a step's tasks, at least one, and whether reports build on predicted findings.
+
+    Args:
+        phase: Its ``tasks`` are chances; ``predicted_findings`` is the chance at its last step, rising linearly to it.
+        seed: Of the run.
+        phase_number: Tells the phases' random numbers apart.
+        step: Steps of the phase that are done.
+    """
     rng = np.random.default_rng([seed, phase_number, 2, step])
     tasks: tuple[str, ...] = ()
     while not tasks:

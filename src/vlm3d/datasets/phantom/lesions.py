@@ -26,7 +26,6 @@ from vlm3d.datasets.phantom.trees import Tubes, tube_coverage
 from vlm3d.datasets.phantom.truth import FindingSpec, Painted, Side, is_lung
 
 RngType = np.random.Generator
-FLUID_HU = 10.0
 AERATED_HU = -400.0
 
 

@@ -151,7 +151,7 @@ def paint_mediastinum(
     _coronaries(canvas, heart, patient)
     esophagus = organs[-1]
     canvas.paint(esophagus.box, esophagus.distance_mm, esophagus.hu, esophagus.region)
-    _esophageal_air(canvas, esophagus, rng)
+    _esophageal_air(canvas, rng)
     for organ in trachea:
         canvas.paint(organ.box, organ.distance_mm - 1.3, 35.0, organ.region)
     for organ in trachea:
@@ -276,7 +276,7 @@ def _vessels(frame: Frame, patient: Patient) -> list[Organ]:
     return organs
 
 
-def _esophageal_air(canvas: Canvas, esophagus: Organ, rng: np.random.Generator) -> None:
+def _esophageal_air(canvas: Canvas, rng: np.random.Generator) -> None:
     centers = rng.uniform(-90, 80, 3)
     amount = rng.uniform(0, 3.5, 3)
     for center, radius in zip(centers, amount, strict=True):

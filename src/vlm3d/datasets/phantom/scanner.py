@@ -13,7 +13,6 @@ from vlm3d.datasets.phantom.frame import Array, Canvas, coverage
 from vlm3d.datasets.phantom.motion import add_streaks, move_diaphragm, move_heart
 
 Kernel = Literal["soft", "standard", "sharp", "very soft", "very sharp"]
-ProtocolName = Literal["shifted"]
 
 
 @dataclass(frozen=True)

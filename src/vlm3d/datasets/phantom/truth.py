@@ -102,12 +102,11 @@ class FindingTruth:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Where the lungs and the midline lie, read from the regions before any finding is painted."""
+    """Where the lungs lie, read from the regions before any finding is painted."""
 
     regions_DHW: NDArray[np.uint8]
     lung_low_mm: float
     lung_high_mm: float
-    midline_mm: float
 
     @classmethod
     def of(cls, canvas: Canvas) -> Landmarks:
@@ -116,7 +115,7 @@ class Landmarks:
         depth = np.flatnonzero(lungs.any(axis=(1, 2)))
         z = canvas.frame.z_D
         low, high = (z[depth[0]], z[depth[-1]]) if len(depth) else (z[0], z[-1])
-        return cls(canvas.regions_DHW.copy(), float(low), float(high), midline(canvas))
+        return cls(canvas.regions_DHW.copy(), float(low), float(high))
 
     def level(self, z_mm: float) -> Level:
         """Third of the lungs' height."""
