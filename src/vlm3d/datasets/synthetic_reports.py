@@ -18,7 +18,7 @@ from vlm3d.anatomy.measurement import Component, find_landmarks, measure_lesion
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGIONS
 from vlm3d.datasets import synthetic_sentences as wordings
 from vlm3d.datasets.case import Case, CaseData
-from vlm3d.datasets.phantom.reports import ReportText, write_report
+from vlm3d.datasets.phantom.reports import ReportText, listed, write_report
 from vlm3d.datasets.phantom.truth import FindingTruth
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS, LESIONS
 from vlm3d.preprocessing.orientation import canonical_affine, canonical_view, regions_to_canonical
@@ -143,7 +143,7 @@ def _told(disease: str, pieces: Mapping[str, Sequence[Component]], rng: Rng) -> 
         return [_effusion(found, rng)]
     volume_ml = sum(piece.volume_ml for piece in found)
     amount = _amount(key, volume_ml)
-    places = _listed([place_of(piece) for piece in found])
+    places = listed([place_of(piece) for piece in found])
     text = _pick(rng, wordings.LOCATED[key]).format(
         places=places,
         size=_size(max(piece.max_diameter_mm for piece in found)),
@@ -266,11 +266,6 @@ def _volume(volume_ml: float) -> str:
         return f"{max(volume_ml, 0.1):.1f} ml"
     step = 1 if volume_ml < 20 else 5 if volume_ml < 100 else 10
     return f"{round(volume_ml / step) * step} ml"
-
-
-def _listed(words: Sequence[str]) -> str:
-    unique = list(dict.fromkeys(words))
-    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
 
 
 def _pick(rng: Rng, among: Sequence[str]) -> str:

@@ -99,7 +99,8 @@ def _degree(item: FindingTruth, rng: Rng) -> str:
     return _pick(rng, "moderate") if item.severity < 0.67 else _pick(rng, "marked", "pronounced", "extensive")
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``, each once."""
     unique = list(dict.fromkeys(words))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
 
@@ -129,7 +130,7 @@ def _nodules(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
 
 def _sided_effusion(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
     if len({item.side for item in items}) == 2:
-        kinds = _listed([f"{item.kind} on the {item.side} ({_ml(item)})" for item in items])
+        kinds = listed([f"{item.kind} on the {item.side} ({_ml(item)})" for item in items])
         return [
             _pick(rng, f"Bilateral pleural effusion, {kinds}.", f"Pleural effusion on both sides, {kinds}.")
         ]
@@ -156,7 +157,7 @@ def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], li
         text = _pick(rng, *forms).format(
             degree=degree,
             Degree=degree.capitalize(),
-            places=_listed([place(item) for item in items]),
+            places=listed([place(item) for item in items]),
             lungs=_lungs(items),
             size=f"{items[0].size_mm:.0f} mm",
             kind=items[0].kind,
