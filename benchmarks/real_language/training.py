@@ -2,7 +2,7 @@
 
 ```
 WORK/training/
-├── state.safetensors      adapters, the optimizer's moments, random numbers
+├── state.safetensors      adapters, the optimizer's moments
 └── state.json             settings, steps, seconds, the loss of every step
 ```
 
@@ -34,12 +34,11 @@ from vlm3d.model.language_model import LanguageModel
 from vlm3d.training.optimizer import lr_share, set_learning_rate
 from vlm3d.training.run_state import (
     optimizer_tensors,
-    random_tensors,
     restore_optimizer,
-    restore_random,
     with_prefix,
     without_prefix,
 )
+from vlm3d.training.step import seed_step
 
 logger = logging.getLogger("real_language")
 
@@ -191,6 +190,7 @@ class AdapterTraining:
         return self.progress
 
     def _step(self, examples: Sequence[Example]) -> float:
+        seed_step(self.settings.seed, 0, self.progress.steps, 0)
         spent = self.settings.spent(self.progress.steps, self.progress.seconds)
         set_learning_rate(self._optimizer, lr_share(int(_TICKS * spent), _SCHEDULE, _MIN_LR_SHARE))
         loss = report_loss(self._llm, examples)
@@ -221,7 +221,6 @@ class AdapterTraining:
         tensors = {
             **with_prefix("adapter", self._llm.adapter_state_dict()),
             **optimizer_tensors(self._optimizer, self._names),
-            **random_tensors(),
         }
         state = {"settings": asdict(self.settings), "progress": asdict(self.progress)}
         with whole_folder(self._folder) as fresh:
@@ -236,7 +235,6 @@ class AdapterTraining:
         refuse_other_settings(self.settings, state["settings"], self._folder)
         self._llm.load_adapter_state_dict(without_prefix("adapter", tensors))
         restore_optimizer(self._optimizer, self._names, tensors)
-        restore_random(tensors)
         self.progress = Progress(**state["progress"])
         self.progress.resumed += 1
         logger.info("goes on after step %d", self.progress.steps)
