@@ -17,7 +17,7 @@ from support.small_models import small_model
 from vlm3d import cli
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.inference.pipeline import Pipeline
-from vlm3d.inference.prediction import Prediction
+from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
 from vlm3d.labels import LESION_KEYS
 
 FAST = ("--no-report", "--anatomy", "none")
@@ -63,6 +63,16 @@ def test_help_is_quick_to_import() -> None:
     code = "import sys, vlm3d.cli; print([m for m in ('torch', 'transformers', 'numpy', 'nibabel') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_console_says_that_weights_are_synthetic(
+    run, scan: Path, tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic = pipeline.model_info.model_copy(update={"training": "synthetic"})
+    monkeypatch.setattr(pipeline, "model_info", synthetic)
+    code, _, err = run("predict", scan, "-o", tmp_path / "out", *FAST)
+    assert code == 0, err
+    assert TRAINING_NOTES["synthetic"] in err
 
 
 def test_one_scan(run, scan: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from support.grpo_toy import low_characters
-from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from support.training_store import losses, phantom_store, training_config
 from vlm3d.config import Config
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, TrainingError
@@ -36,11 +36,6 @@ from vlm3d.training.phases import chosen_phases
 from vlm3d.training.reward_comparison import compare_rewards, held_out_cases, score_held_out
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 def grpo_config(pretrained: dict[str, Any], phase: dict[str, Any] | None = None, **training: Any) -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from support.training_store import losses, training_config
 from support.two_processes import train_in_two_processes
 from vlm3d.config import Config
 from vlm3d.errors import ConfigError
@@ -28,16 +28,6 @@ for parameter in layer_parameters(llm):
 for parameter in (*llm.adapter_parameters().values(), llm.model.get_input_embeddings().weight):
     assert type(parameter) is torch.nn.Parameter
 """
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
-    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained))
 
 
 def _config(pretrained: dict[str, Any], *, sharded: bool, load_in_4bit: bool, checkpointing: bool) -> Config:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.training_store import losses, phantom_store, training_config, write_small_pretrained
+from support.training_store import losses, phantom_store, training_config
 from support.two_processes import train_in_two_processes
 from vlm3d.config import Config
 from vlm3d.datasets.prepared import PreparedDataset
@@ -29,16 +29,6 @@ from vlm3d.training.phases import learnable_phases
 from vlm3d.training.timing import measured_seconds_per_step
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_small_pretrained(tmp_path_factory.mktemp("pretrained"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, pretrained: dict[str, Any]) -> Path:
-    return phantom_store(tmp_path_factory.mktemp("data") / "store", training_config(pretrained))
 
 
 def test_all_phases_end_in_a_checkpoint_that_predicts(
