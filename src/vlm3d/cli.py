@@ -473,8 +473,8 @@ def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -
     """List the series of a DICOM folder, numbered as --series takes them."""
     from vlm3d.io import list_series
 
-    for number, info in enumerate(list_series(path)):
-        typer.echo(f"{number}: {info}")
+    for info in list_series(path):
+        typer.echo(str(info))
 
 
 @app.command()

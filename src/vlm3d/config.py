@@ -355,10 +355,13 @@ class ClassificationPhase(PhaseConfig):
 
 
 class LocalizationPhase(PhaseConfig):
-    """Phase 1.2: the localizer on the encoder of phase 1.1."""
+    """Phase 1.2: the localizer on the encoder of phase 1.1, in boxes; its norms learn from batches of several."""
 
     tasks: dict[Task, float] = {"localization": 1.0}
     parts: tuple[Part, ...] = ("localizer",)
+    scan_crop: tuple[int, int, int] | None = (64, 192, 192)
+    batch_size: int = 4
+    boxes_per_scan: int = 2
 
 
 class AlignmentPhase(PhaseConfig):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -231,7 +231,7 @@ def _prepare_all(
     progress: Callable[[Progress], None] | None,
 ) -> PrepareSummary:
     ready = _recover(out)
-    ready.update(_with_current_splits(out, cases, ready))
+    _take_over_words(out, cases, ready)
     write_manifest(out, ready.values())
     summary = PrepareSummary(kept=sum(case.case_id in ready for case in cases))
     missing = [case for case in cases if case.case_id not in ready]
@@ -281,11 +281,12 @@ def _recover(out: Path) -> dict[str, PreparedCase]:
     return ready
 
 
-def _with_current_splits(
-    out: Path, cases: list[Case], ready: Mapping[str, PreparedCase]
-) -> dict[str, PreparedCase]:
-    """Ready cases whose source now says another split; voxels do not depend on it, so only the words are rewritten."""
-    changed: dict[str, PreparedCase] = {}
+def _take_over_words(out: Path, cases: Iterable[Case], ready: dict[str, PreparedCase]) -> None:
+    """Bring ready cases up to what their source now says of split, labels and report.
+
+    Voxels do not hang on it, so only the words are rewritten. A case whose labels changed and whose report is written from
+    them leaves ``ready`` and is prepared anew. What the source does not tell any more stays.
+    """
     for case in cases:
         found = ready.get(case.case_id)
         if found is None:
@@ -294,10 +295,21 @@ def _with_current_splits(
             raise DataError(
                 f"{out} holds another case called {case.case_id}, from source {found.source}; use another store"
             )
-        if found.split != case.split:
-            changed[case.case_id] = found.in_split(case.split)
-            write_atomically(out / CASES / case.case_id / CASE, changed[case.case_id].to_json() + "\n")
-    return changed
+        now = replace(found, split=case.split)
+        if case.report is not None:
+            now = replace(now, report=case.report, report_is_synthetic=case.report_is_synthetic)
+        if case.labels_K is not None and not _same_labels(found.labels_K, case.labels_K):
+            now = replace(now, labels_K=case.labels_K, facts=dict(case.facts) or found.facts)
+            if now.report is None or (now.report_is_synthetic and case.report is None):
+                del ready[case.case_id]
+                continue
+        if now.to_json() != found.to_json():
+            ready[case.case_id] = now
+            write_atomically(out / CASES / case.case_id / CASE, now.to_json() + "\n")
+
+
+def _same_labels(stored_K: Sequence[float] | None, told_K: Sequence[float]) -> bool:
+    return stored_K is not None and np.array_equal(stored_K, told_K, equal_nan=True)
 
 
 @contextmanager

@@ -121,10 +121,6 @@ class PreparedCase:
         values["affine"] = tuple(tuple(row) for row in values["affine"])
         return cls(**values)
 
-    def in_split(self, split: Split | None) -> PreparedCase:
-        """The same case in another split."""
-        return replace(self, split=split)
-
 
 def check_case_id(case_id: str) -> None:
     """Refuse an identifier that cannot name a folder.

@@ -70,6 +70,8 @@ def read_npz_case(path: str | Path) -> NpzCase:
         raise NotAChestCTError(
             f"{name} has imgs of shape ({shape_words(imgs.shape)}); vlm3d needs (D, H, W)."
         )
+    if gts is not None and gts.dtype != np.uint8:
+        raise UnreadableFileError(f"{name} has gts of type {gts.dtype}; the format says uint8 object ids.")
     if gts is not None and gts.shape != imgs.shape:
         raise UnreadableFileError(
             f"{name} has gts of {shape_words(gts.shape)} on imgs of {shape_words(imgs.shape)}; they must "
@@ -81,7 +83,7 @@ def read_npz_case(path: str | Path) -> NpzCase:
     window = _numbers(arrays["window"], 2, "window", name) if "window" in arrays else None
     return NpzCase(
         imgs_DHW=imgs,
-        gts_DHW=None if gts is None else gts.astype(np.uint8, copy=False),
+        gts_DHW=gts,
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         window_hu=None if window is None else (window[0], window[1]),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm3d.anatomy.measurement import Component, find_landmarks, measure_lesion
-from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS, Lesion, first_lesions
+from vlm3d.labels import DISEASE_NAMES, LESIONS, STORED_LESIONS, Lesion, first_diseases, first_lesions
 from vlm3d.model.head_fusion import shown_by
 from vlm3d.model.projector import EmbeddingScale
 from vlm3d.model.seen_places import SeenPlace, seen_places
@@ -216,9 +216,10 @@ class LesionLocationInjector(nn.Module):
         """
         probabilities = disease_probabilities_BK.detach().float().cpu().numpy()
         thresholds = np.broadcast_to(np.asarray(disease_thresholds, np.float32), probabilities.shape[1:])
+        diseases = first_diseases(probabilities.shape[1])
         texts = []
         for index, row_K in enumerate(probabilities):
-            names = [DISEASE_NAMES[k] for k in np.flatnonzero(row_K >= thresholds) if k < len(DISEASE_NAMES)]
+            names = [diseases[k].name for k in np.flatnonzero(row_K >= thresholds)]
             pieces: dict[str, list[Component]] = {}
             regions = None if regions_BDHW is None else _region_ids(regions_BDHW[index])
             if masks_BLDHW is not None:
@@ -262,7 +263,7 @@ def places_of(
     """Where the classifier saw the diseases of which no mask shows a piece; see `seen_places`.
 
     Args:
-        diseases: Names of those that are present.
+        diseases: Names of those that are present; one that is not of the 18 has no known places.
         seen_KZYX: How much each patch is looked at for each disease, in CT-RATE's order; bool where it is known.
         regions_DHW: Region ids, or None.
         pieces_by_lesion: As in `describe_findings`.
@@ -275,7 +276,7 @@ def places_of(
     return {
         name: seen_places(name, weight_KZYX[DISEASE_NAMES.index(name)], regions_DHW, landmarks)
         for name in diseases
-        if drawn.isdisjoint(shown_by(name, lesions))
+        if name in DISEASE_NAMES and drawn.isdisjoint(shown_by(name, lesions))
     }
 
 

@@ -341,11 +341,11 @@ class ReportGenerator(nn.Module):
             device: Where the result goes.
 
         Returns:
-            ``report_tokens`` (B, T) and ``attention_mask`` (B, T).
+            ``report_tokens`` (B, T), -100 at padding, and ``attention_mask`` (B, T).
         """
         rows = [self._report_ids(report)[:max_length] for report in reports]
         length = max(1, *(len(row) for row in rows))
-        tokens = torch.zeros(len(rows), length, dtype=torch.long)
+        tokens = torch.full((len(rows), length), IGNORED_LABEL, dtype=torch.long)
         mask = torch.zeros(len(rows), length, dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)

@@ -60,12 +60,20 @@ def phase_number(name: str) -> int:
     return list(PHASES.values()).index(name) + 1
 
 
-def check_start(phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
-    """Refuse to refine reports that nothing has taught yet.
+def check_start(config: Config, phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
+    """Refuse what the weights at the start cannot be taught.
 
     Raises:
-        ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports.
+        ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports;
+            or masks would be learned from single boxes, of which the localizer's norms collect nothing.
     """
+    drawing = (name for name in phases if "localization" in phase_config(config, name).tasks)
+    first = next(drawing, None) if "localization" in untrained_tasks else None
+    if first is not None and phase_config(config, first).batch_size == 1:
+        raise ConfigError(
+            f"phase {first} would be the first to learn masks, and the localizer's norms collect their statistics from "
+            f"batches of several: run phase 1.2 before it, or set training.phases.{first}.batch_size=2"
+        )
     taught = "generation" not in untrained_tasks or {"alignment", "joint"} & set(phases)
     if "grpo" in phases and not taught:
         raise ConfigError(

@@ -136,7 +136,7 @@ class Trainer:
         self.state, self._tensors = self._found_state()
         self.thresholds: checkpoint.StoredThresholds | None = None  # beside the weights that were loaded last
         self.model = self._build_model()
-        check_start(self.phases, self.model.untrained_tasks)
+        check_start(self.config, self.phases, self.model.untrained_tasks)
         loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
         self.step_module = TrainingStep(self.model, loss).to(self.accelerator.device)
         self._steps_here = 0
@@ -414,14 +414,15 @@ class Trainer:
         known = self.folder / CONFIG_FILE
         if known.is_file():
             refuse_other_settings(known, self.config)
+        last = self.folder / LAST
         if self.accelerator.is_main_process:
-            settle_folder(self.folder / LAST)
+            settle_folder(last)
+            if (
+                known.is_file() and not last.is_dir()
+            ):  # killed before its first checkpoint: nothing to go on from
+                (self.folder / METRICS_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
-        if (self.folder / LAST).is_dir():
-            return read_state(self.folder / LAST)
-        if known.is_file():  # killed before its first checkpoint: nothing to go on from
-            (self.folder / METRICS_FILE).unlink(missing_ok=True)
-        return RunState(phase=""), None
+        return read_state(last) if last.is_dir() else (RunState(phase=""), None)
 
     def _build_model(self) -> VLM3DMultiTask:
         torch.manual_seed(self.training.seed)
