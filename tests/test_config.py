@@ -17,6 +17,13 @@ def test_shipped_sizes_load(name: str) -> None:
     assert config.model.vision.embed_dim % config.model.localizer.denoiser_heads == 0
 
 
+@pytest.mark.parametrize("name", SHIPPED_CONFIGS)
+def test_masks_are_learned_from_boxes_of_several_scans(name: str) -> None:
+    phase = load_config(name).training.phases.localization
+    assert phase.scan_crop is not None
+    assert phase.batch_size > phase.boxes_per_scan
+
+
 def test_overrides_reach_any_depth() -> None:
     config = load_config(
         "tiny", ["model.vision.depth=3", "loss.balancing=gradnorm", "preprocessing.max_shape=[8, 32, 32]"]
@@ -50,6 +57,12 @@ def test_a_file_may_start_from_a_size_or_a_file(tmp_path: Path) -> None:
     config = load_config(tmp_path / "yours.yaml")
     assert (config.name, config.model.vision.depth, config.model.vision.num_heads) == ("mine", 2, 3)
     assert config.model.vision.embed_dim == load_config("tiny").model.vision.embed_dim
+
+
+def test_tasks_of_a_file_replace_those_of_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: tiny\ntraining: {phases: {joint: {tasks: {localization: 1.0}}}}\n")
+    assert load_config(path).training.phases.joint.tasks == {"localization": 1.0}
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:

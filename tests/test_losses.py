@@ -84,10 +84,11 @@ def test_alignment_rewards_the_right_prompt() -> None:
 
 
 def test_consistency_is_zero_for_equal_scales() -> None:
-    full = torch.full((1, 1, 4, 4, 4), 0.7)
-    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), 0.7)]).item() < 1e-12
-    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), -3.0)]).item() > 0.1
-    assert scale_consistency_loss(full, []).item() == 0.0
+    full, known = torch.full((1, 1, 4, 4, 4), 0.7), torch.ones(1, 1, dtype=torch.bool)
+    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), 0.7)], known).item() < 1e-12
+    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), -3.0)], known).item() > 0.1
+    assert scale_consistency_loss(full, [torch.full((1, 1, 2, 2, 2), -3.0)], ~known).item() == 0.0
+    assert scale_consistency_loss(full, [], known).item() == 0.0
 
 
 def test_masks_by_name_keep_their_place() -> None:
@@ -140,6 +141,26 @@ def test_uncertainty_weighting_learns() -> None:
     assert torch.allclose(losses["total"], expected)
     losses["total"].backward()
     assert torch.count_nonzero(s.grad) == 3
+
+
+def test_uncertainty_learns_nothing_of_a_task_without_labels() -> None:
+    outputs, batch, _ = outputs_and_batch()
+    batch["lesion_masks"] = torch.full_like(batch["lesion_masks"], -1)
+    loss = MultiTaskLoss(balancing="uncertainty")
+    losses = loss(outputs, batch)
+    assert losses["localization"].item() == 0.0
+    losses["total"].backward()
+    assert (loss.log_variance.grad != 0).tolist() == [True, False, True]
+
+
+def test_gradnorm_waits_for_the_first_label_of_a_task() -> None:
+    shared = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    waited, at_once = GradNorm(torch.ones(3)), GradNorm(torch.ones(3))
+    losses = {"classification": 2 * shared.sum(), "localization": 3 * shared.sum()}
+    waited.update(losses | {"localization": 0 * shared.sum()}, [shared])
+    assert waited.weights.tolist() == [1.0, 1.0, 1.0]
+    for _ in range(20):
+        assert waited.update(losses, [shared]) == at_once.update(losses, [shared])
 
 
 def test_gradnorm_raises_the_weak_task_and_keeps_the_sum() -> None:

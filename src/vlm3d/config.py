@@ -291,7 +291,7 @@ class PhaseConfig(Section):
     parts: tuple[Part, ...] = Field((), description="Parts of the model that learn; all others stand still.")
     steps: int = Field(10_000, ge=1, description="Steps of the optimizer.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
-    lr_scale: dict[str, float] = Field({}, description="Part -> factor on the learning rate.")
+    lr_scale: dict[Part, float] = Field({}, description="Part -> factor on the learning rate.")
     warmup_steps: int = Field(500, ge=0, description="Steps of linear warm-up; a cosine follows.")
     batch_size: int = Field(1, ge=1, description="Scans a process and forward pass.")
     accumulate: int = Field(1, ge=1, description="Forward passes a step of the optimizer.")
@@ -325,6 +325,8 @@ class PhaseConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> PhaseConfig:
+        if not self.tasks or not self.parts:
+            raise ValueError("a phase needs tasks and parts; leave the phase out with --phase")
         if any(not 0 < chance <= 1 for chance in self.tasks.values()):
             raise ValueError("a task's chance lies in (0, 1]; leave a task out to never run it")
         if any(not 0 <= start < 1 or count < 0 for start, count in self.unfreeze_blocks):
@@ -386,7 +388,7 @@ class JointPhase(PhaseConfig):
         "projector",
         "adapters",
     )
-    lr_scale: dict[str, float] = {"vision": 0.1}
+    lr_scale: dict[Part, float] = {"vision": 0.1}
     unfreeze_blocks: tuple[tuple[float, int], ...] = ((0.0, 0), (0.2, 2), (0.4, 4), (0.6, 1000))
     predicted_findings: float = 0.5
 
@@ -476,6 +478,9 @@ class TrainingConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's.")
     min_lr_share: float = Field(0.01, ge=0, le=1, description="Of the peak, where the cosine ends.")
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    task_weight_lr: float = Field(
+        0.01, gt=0, description="Peak learning rate of the weights that loss.balancing=uncertainty learns."
+    )
     ema_decay: float = Field(
         0.999,
         ge=0,
@@ -488,10 +493,10 @@ class TrainingConfig(Section):
     log_every: int = Field(10, ge=1, description="Steps.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between points that a run resumes from.")
     validate_every: int = Field(1000, ge=1, description="Steps; the end of a phase is validated anyway.")
-    validation_cases: int = Field(200, ge=1, description="Most cases of a validation.")
+    validation_cases: int = Field(200, ge=1, description="Most cases of a validation, the same in every run.")
     validation_reports: int = Field(8, ge=0, description="Most reports written in a validation.")
     sample_cases: int = Field(4, ge=0, description="Cases of a validation kept as pictures and texts.")
-    keep_top: int = Field(2, ge=0, description="Best checkpoints kept a phase, beside the last.")
+    keep_top: int = Field(2, ge=1, description="Best checkpoints kept a phase, beside the last.")
     tensorboard: bool = Field(False, description="Also write for TensorBoard.")
     wandb: bool = Field(False, description="Also write for Weights & Biases.")
 
@@ -613,9 +618,13 @@ def _read_yaml(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]
     return _merge(_read_yaml(base, (*seen, str(source))), values)
 
 
+_WHOLE = ("tasks", "lr_scale")
+"""Settings that are dictionaries themselves: a file replaces them, as ``key=value`` does."""
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _WHOLE
         merged[key] = _merge(merged[key], value) if both else value
     return merged

@@ -112,16 +112,24 @@ def evidence_loss(evidence_BKN: Tensor, guidance_BKZYX: Tensor, labels_BK: Tenso
     return ((inside_BK + outside_BK) * counts_BK).sum() / counts_BK.sum().clamp(min=1)
 
 
-def scale_consistency_loss(full_logits_BLDHW: Tensor, coarser_logits: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference between the full-resolution probabilities, averaged down, and each coarser scale's."""
+def scale_consistency_loss(
+    full_logits_BLDHW: Tensor, coarser_logits: Sequence[Tensor], known_BL: Tensor
+) -> Tensor:
+    """Mean squared difference between the full-resolution probabilities, averaged down, and each coarser scale's.
+
+    Args:
+        full_logits_BLDHW: Mask logits.
+        coarser_logits: Of the same masks at coarser scales.
+        known_BL: False where a lesion was not annotated; it says nothing.
+    """
     if not coarser_logits:
         return full_logits_BLDHW.new_zeros(())
     probability = full_logits_BLDHW.sigmoid()
-    terms = [
-        F.mse_loss(coarse.sigmoid(), F.adaptive_avg_pool3d(probability, _spatial(coarse)))
+    terms_BL = [
+        (coarse.sigmoid() - F.adaptive_avg_pool3d(probability, _spatial(coarse))).square().flatten(2).mean(-1)
         for coarse in coarser_logits
     ]
-    return torch.stack(terms).mean()
+    return (torch.stack(terms_BL).mean(0) * known_BL).sum() / known_BL.sum().clamp(min=1)
 
 
 def _spatial(tensor: Tensor) -> tuple[int, int, int]:
@@ -261,15 +269,17 @@ class MultiTaskLoss(nn.Module):
             loss = loss + self.text_alignment_weight * text_alignment_loss(
                 output["patch_similarity"], target, known_BL
             )
-        return loss + self.consistency_weight * scale_consistency_loss(logits, coarser)
+        return loss + self.consistency_weight * scale_consistency_loss(logits, coarser, known_BL)
 
     def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
         if self.log_variance is not None:
-            log_variance = self.log_variance
-            terms = [
-                torch.exp(-log_variance[TASKS.index(task)]) * loss + log_variance[TASKS.index(task)]
-                for task, loss in losses.items()
-            ]
+            terms = []
+            for task, loss in losses.items():
+                log_variance = self.log_variance[TASKS.index(task)]
+                taught = (loss.detach() > 0).to(
+                    log_variance.dtype
+                )  # without a label there is nothing to be unsure of
+                terms.append(torch.exp(-log_variance) * loss + log_variance * taught)
         else:
             weights = self.start_weights if self.gradnorm is None else self.gradnorm.weights.detach()
             terms = [weights[TASKS.index(task)].to(loss.device) * loss for task, loss in losses.items()]
@@ -296,10 +306,15 @@ class GradNorm(nn.Module):
         """One step on the weights; returns them by task.
 
         Args:
-            losses: Unweighted losses a task, with their graph; other keys such as ``total`` are ignored.
+            losses: Unweighted losses a task, with their graph; other keys such as ``total`` are ignored, and so is a loss
+                of 0, whose task had no label.
             shared: Parameters that all tasks train, such as the encoder's last block.
         """
-        present = [task for task in TASKS if task in losses and losses[task].requires_grad]
+        present = [
+            task
+            for task in TASKS
+            if task in losses and losses[task].requires_grad and bool(losses[task] > 0)
+        ]
         shared = [parameter for parameter in shared if parameter.requires_grad]
         if len(present) > 1 and shared:
             index = torch.tensor([TASKS.index(task) for task in present], device=self.weights.device)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from vlm3d.datasets.prepare import PrepareSummary, Progress, prepare
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, DataError, MissingExtraError, OutputError
 from vlm3d.io import read_mask, read_volume
-from vlm3d.labels import LESION_KEYS
+from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
 from vlm3d.preprocessing.geometry import ScanGeometry
 from vlm3d.preprocessing.intensity import window_in_place
 from vlm3d.preprocessing.preprocessor import Preprocessor
@@ -169,6 +170,35 @@ def test_a_new_split_is_taken_over_without_preparing_again(tmp_path: Path) -> No
     (out / "manifest.jsonl").unlink()
     here([], out)
     assert PreparedDataset(out, ("valid",)).cases[0].case_id == "case_0"
+
+
+def test_new_labels_and_reports_are_taken_over_without_preparing_again(tmp_path: Path) -> None:
+    out, log = tmp_path / "s", tmp_path / "log"
+    here([case("case_0", partial(made.load_small, 0, log), labels_K=None)], out)
+    log.unlink()
+    labels_K = (0.0, float("nan"), *(1.0,) * (len(DISEASE_NAMES) - 2))
+    told = case("case_0", partial(made.load_small, 0, log), labels_K=labels_K, report="Another.")
+    assert here([told], out).kept == 1
+    assert not log.exists()
+    (found,) = PreparedDataset(out).cases
+    assert found.report == "Another."
+    np.testing.assert_array_equal(found.labels_K, labels_K)
+    before = tree(out)
+    here([told], out)
+    assert tree(out) == before
+
+
+def test_a_report_written_from_labels_is_written_anew_with_them(tmp_path: Path) -> None:
+    def load() -> CaseData:
+        return replace(small_data(), report=None)
+
+    here([case("case_0", load)], tmp_path / "s")
+    (before,) = PreparedDataset(tmp_path / "s").cases
+    healthy = case("case_0", load, labels_K=(0.0,) * len(DISEASE_NAMES))
+    assert here([healthy], tmp_path / "s").done == 1
+    (after,) = PreparedDataset(tmp_path / "s").cases
+    assert after.report_is_synthetic
+    assert after.report != before.report
 
 
 def test_another_case_of_the_same_name_is_refused(tmp_path: Path) -> None:

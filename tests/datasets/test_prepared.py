@@ -47,6 +47,18 @@ def test_splits_choose_cases_and_none_takes_all(whole_store: Path) -> None:
     assert len(PreparedDataset(whole_store, ("valid",))) == 0
 
 
+def test_some_are_of_patients_drawn_the_same_each_time(whole_store: Path) -> None:
+    dataset = PreparedDataset(whole_store, None)
+    some = dataset.some_of_patients(2)
+    assert len(some) == 2
+    assert len(dataset) == 4
+    assert [c.case_id for c in some.cases] == [c.case_id for c in dataset.some_of_patients(3).cases[:2]]
+    assert {c.case_id for c in dataset.some_of_patients(9).cases} == {c.case_id for c in dataset.cases}
+    for index, found in enumerate(some.cases):
+        place = next(i for i, c in enumerate(dataset.cases) if c.case_id == found.case_id)
+        np.testing.assert_array_equal(some.read(index).hu_DHW, dataset.read(place).hu_DHW)
+
+
 def test_a_box_is_that_part_of_the_whole(whole_store: Path) -> None:
     dataset = PreparedDataset(whole_store)
     whole, part = dataset.read(0), dataset.read(0, BOX)

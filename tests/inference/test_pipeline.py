@@ -19,6 +19,7 @@ from vlm3d.inference.prediction import TRAINING_NOTES
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
 from vlm3d.io import read_volume
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.model.multi_task_model import VLM3DMultiTask
 from vlm3d.model.seen_places import SeenPlace
 from vlm3d.volume import RegionMap, Volume
 
@@ -135,6 +136,22 @@ def test_a_report_is_written_and_is_deterministic(pipeline: Pipeline) -> None:
     assert texts[0].generated
     assert texts[0].text.startswith("Findings:")
     assert texts[0].uncertainty > 0
+
+
+def test_labels_beyond_the_eighteen_are_told_without_a_place() -> None:
+    base = small_model()
+    text, llm = base.classifier.text_encoder, base.report_generator.llm
+    assert text is not None
+    assert llm is not None
+    model = VLM3DMultiTask(
+        base.config, num_diseases=20, text_encoder=text, load_llm=False, llm_dim=llm.hidden_size
+    )
+    model.report_generator.attach_llm(llm)
+    phantom = coarse_phantom()
+    settings = PredictionSettings(classification_threshold=1e-6, max_new_tokens=4)
+    found = Pipeline(model, checkpoint="small")(phantom.volume, settings, mask=phantom.regions).prediction
+    assert [disease.name for disease in found.diseases[18:]] == ["Disease 19", "Disease 20"]
+    assert all(disease.positive and not disease.places for disease in found.diseases[18:])
 
 
 def test_no_anatomy_works(pipeline: Pipeline) -> None:

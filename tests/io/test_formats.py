@@ -18,7 +18,7 @@ from support.scan_files import (
     write_nifti,
     write_npz,
 )
-from vlm3d.errors import MaskError, NotAChestCTError, SeriesError
+from vlm3d.errors import MaskError, NotAChestCTError, SeriesError, UnreadableFileError
 from vlm3d.io import list_series, read_mask, read_npz_case, read_volume, write_nifti_mask
 
 CHEST = small_chest()
@@ -152,6 +152,15 @@ def test_npz_case_for_training_keeps_its_bytes(tmp_path: Path) -> None:
     assert case.imgs_DHW.dtype == case.gts_DHW.dtype == np.uint8
     assert case.imgs_DHW.shape == CHEST.shape
     assert case.spacing_mm == (8.0, 7.0, 6.5)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, bool])
+def test_npz_objects_of_another_type_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = tmp_path / "case.npz"
+    imgs = np.zeros((4, 5, 6), np.uint8)
+    np.savez(path, imgs=imgs, gts=imgs.astype(dtype), spacing=np.ones(3))
+    with pytest.raises(UnreadableFileError, match="gts of type"):
+        read_npz_case(path)
 
 
 def test_dicom_and_the_nifti_made_from_it_are_bit_identical(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlm3d.model.attention import RegionAwareAttention, SliceAwareAttention
@@ -34,6 +35,21 @@ def test_slice_attention_equals_the_literal_formula(grid: tuple[int, int, int], 
     torch.nn.init.normal_(layer.slice_bias, std=2.0)
     tokens = torch.randn(2, prefix + math.prod(grid), 24)
     assert torch.allclose(layer(tokens, grid), literal_slice_attention(layer, tokens, grid), atol=1e-5)
+
+
+def test_fused_kernels_get_a_head_width_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, widths = SliceAwareAttention(24, 3), set()
+    plain = F.scaled_dot_product_attention
+
+    def attention(*parts: torch.Tensor, **options: float) -> torch.Tensor:
+        widths.update(part.shape[-1] for part in parts)
+        return plain(*parts, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    for slices in range(1, 20):
+        layer(torch.randn(1, slices, 24), (slices, 1, 1))
+    assert len(widths) == 3
+    assert all(width % 8 == 0 for width in widths)
 
 
 def test_slice_attention_gradients_equal_the_literal_formulas() -> None:

@@ -528,3 +528,35 @@ def test_a_boxs_regions_are_cut_where_its_voxels_are() -> None:
                 regions[index][cut].flip(-1)[None],
             )
             assert not torch.allclose(drawn[index], mirrored.mask_logits_BLDHW[0], atol=1e-3)
+
+
+# --- training and devices ------------------------------------------------------------------------------------------
+
+
+def test_the_frozen_text_encoder_moves_with_the_model() -> None:
+    model = small_model()
+    encoder = model.classifier.text_encoder
+    assert encoder is not None
+    model.to("meta")
+    assert encoder.device.type == "meta"
+
+
+def test_a_report_without_known_findings_moves_no_norm_and_is_prompted_without_dropout() -> None:
+    model = small_model().train()
+    batch = make_batch(model)
+    before = {name: tensor.clone() for name, tensor in model.localizer.named_buffers()}
+    prompts = []
+    model.report_generator.register_forward_pre_hook(
+        lambda _, args, kwargs: prompts.append(kwargs["evidence"].disease_probabilities_BK), with_kwargs=True
+    )
+    for _ in range(2):
+        model(
+            ct_volume=batch["ct_volume"],
+            segmentation_mask=batch["segmentation_mask"],
+            report_tokens=batch["report_tokens"],
+            tasks=("generation",),
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.localizer.named_buffers())
+    assert torch.equal(*prompts)
+    assert model.localizer.training
+    assert model.classifier.training

@@ -36,6 +36,11 @@ def test_only_report_tokens_are_scored(generator: ReportGenerator) -> None:
     assert torch.allclose(whole["loss"], expected)
 
 
+def test_padding_is_known_without_a_mask(generator: ReportGenerator) -> None:
+    tokens, mask = generator.tokenize_reports(["Findings: A.", "Findings: A much longer one."])
+    assert torch.equal(generator(*features(), tokens)["loss"], generator(*features(), tokens, mask)["loss"])
+
+
 def test_padding_is_not_scored(generator: ReportGenerator) -> None:
     tokens, mask = generator.tokenize_reports(["Findings: A.", "Findings: A much longer one."])
     loss = generator(*features(), tokens, mask)["loss"]

@@ -29,6 +29,7 @@ from vlm3d.training.phases import learnable_phases
 from vlm3d.training.timing import measured_seconds_per_step
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
+from vlm3d.training.validation import Validation
 
 
 def test_all_phases_end_in_a_checkpoint_that_predicts(
@@ -270,6 +271,56 @@ def test_everything_is_checked_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_masks_are_not_first_learned_from_single_scans(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    config = training_config(pretrained)
+    for phases, asked in ((["2"], "joint"), (["1.2"], "localization")):
+        single = config.training.phases.localization.model_copy(update={"batch_size": 2, "boxes_per_scan": 2})
+        training = config.training.model_copy(
+            update={"phases": config.training.phases.model_copy(update={"localization": single})}
+        )
+        request = TrainingRequest(
+            config.model_copy(update={"training": training}), store, tmp_path / asked, phases
+        )
+        with pytest.raises(ConfigError, match=rf"phase {asked} would be the first to learn masks"):
+            Trainer(request)
+
+
+def test_where_nothing_tells_how_good_a_phase_is_its_newest_weights_are_kept(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    trainer = Trainer(TrainingRequest(training_config(pretrained), store, tmp_path / "run", ["1.1"]))
+    trainer.state.phase = "classification"
+    for step, score in ((2, 0.5), (4, 0.9), (6, float("-inf")), (8, 0.9)):
+        trainer.state.step = step
+        trainer._keep_top("classification", Validation({}, score))
+    assert list(trainer.state.best) == ["classification_000004", "classification_000008"]
+    trainer._finish("classification")
+    assert read_training(tmp_path / "run" / "final")["phase_step"] == 8
+
+
+def test_other_cases_than_a_run_began_with_are_told(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = TrainingRequest(training_config(pretrained), store, tmp_path / "run", ["1.1"], stop_after=1)
+    train(request)
+    fewer = tmp_path / "store"
+    shutil.copytree(store, fewer)
+    lines = (fewer / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["case_id"] != trained_case(store)]
+    (fewer / "manifest.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    train(request)
+    assert "others than those" not in caplog.text
+    train(replace(request, store=fewer))
+    assert "others than those" in caplog.text
+
+
+def trained_case(store: Path) -> str:
+    """Name of a case in the training split."""
+    return PreparedDataset(store, ("train",)).cases[0].case_id
+
+
 def test_a_run_is_not_resumed_with_other_settings(
     tmp_path: Path, store: Path, pretrained: dict[str, Any]
 ) -> None:
@@ -298,6 +349,7 @@ def test_a_run_from_before_a_setting_came_goes_on_without_it(
     settings = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     del (
         settings["training"]["shard_language_model"],
+        settings["training"]["task_weight_lr"],
         settings["training"]["augmentation"]["motion_probability"],
         settings["model"]["localizer"]["read_mirrored"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,6 +94,21 @@ class PreparedDataset:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def some_of_patients(self, count: int) -> PreparedDataset:
+        """At most so many of these cases, patient by patient, drawn at random but the same in every run.
+
+        A store's cases are sorted by name, so its first ones would be of one source, or reconstructions of one scan.
+        """
+        by_patient: dict[str, list[PreparedCase]] = {}
+        for case in self.cases:
+            by_patient.setdefault(case.patient_id, []).append(case)
+        patients = sorted(by_patient)
+        order = np.random.default_rng(0).permutation(len(patients))
+        chosen = [case for place in order for case in by_patient[patients[place]]][:count]
+        part = copy(self)
+        part.cases, part._verified = tuple(chosen), set()
+        return part
 
     def check(self, expected: PreprocessingConfig, anatomy: AnatomyMode | None = None) -> None:
         """Refuse a store that was not prepared as a model needs it.

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from vlm3d.model.patch_embedding import Grid
 
+_FUSED_WIDTH = 8
+"""CUDA's kernels in linear memory take head widths that are multiples of this, or of half of it in float32."""
+
 
 class SliceAwareAttention(nn.Module):
     """Self-attention among patches that knows how many slices lie between two of them.
@@ -17,8 +20,8 @@ class SliceAwareAttention(nn.Module):
     The logits are ``q_i . k_j / sqrt(d) + b_h(|z_i - z_j|)``: one learned bias a head and slice distance. The bias depends
     on two slice indices only, so it is an inner product: one-hot(z_j) is appended to the key and row z_i of the bias
     table to the query, and plain fused attention returns the biased result without any N x N matrix. The value is padded
-    to the same width because fused kernels ask for one head width. Tokens before the patches (the global token) have no
-    slice: their appended entries are zero, and so is their bias.
+    to the same width because fused kernels ask for one head width, and all three to a multiple of `_FUSED_WIDTH`. Tokens
+    before the patches (the global token) have no slice: their appended entries are zero, and so is their bias.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, max_slice_distance: int = 64) -> None:
@@ -51,7 +54,9 @@ class SliceAwareAttention(nn.Module):
         extra = (batch, tokens, self.num_heads, num_slices)
         query = torch.cat([query, row_NHZ.expand(extra)], dim=-1)
         key = torch.cat([key, onehot_NZ[:, None].expand(extra)], dim=-1)
-        value = F.pad(value, (0, num_slices))
+        width_left = -query.shape[-1] % _FUSED_WIDTH
+        query, key = F.pad(query, (0, width_left)), F.pad(key, (0, width_left))
+        value = F.pad(value, (0, num_slices + width_left))
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=self.head_dim**-0.5
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,13 @@ class MultiLabelClassifier(nn.Module):
         self._text_encoder = [encoder]
         self.soft_prompts.requires_grad_(True)
         self.refresh_prompts()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiLabelClassifier:
+        """Take the text encoder along to another device, as its weights are not part of this module."""
+        super()._apply(fn, recurse)
+        if self.text_encoder is not None:
+            self.text_encoder.to(self.bias.device)
+        return self
 
     def detach_text_encoder(self) -> None:
         """Go on with the stored prompt embeddings; the soft prompts stand still from here on."""

@@ -278,7 +278,7 @@ def keep_nf4_layout(model: nn.Module) -> None:
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor computes in it (most GPUs, CPUs with AVX512-BF16 or AMX), else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32

@@ -370,7 +370,8 @@ class VLM3DMultiTask(nn.Module):
         with torch.no_grad():
             classified = outputs.get("classification")
             if classified is None and (seen_patches is None or _unknown(disease_labels)):
-                classified = self.classify(features)
+                with evaluating(self.classifier):
+                    classified = self.classify(features)
             findings_BK = _known_or_found(disease_labels, classified)
             if seen_patches is None:
                 assert classified is not None
@@ -400,7 +401,10 @@ class VLM3DMultiTask(nn.Module):
         known_B = {key: (true_masks[key].flatten(1).amin(1) >= 0) for key in keys if key in true_masks}
         if len(known_B) == len(keys) and all(bool(known.all()) for known in known_B.values()):
             return torch.stack([true_masks[key].to(ct_volume.dtype) for key in keys], dim=1)
-        found = outputs.get("localization") or self.localize(ct_volume, segmentation_mask, features)
+        found = outputs.get("localization")
+        if found is None:
+            with evaluating(self.localizer):  # else a batch would move norms that no loss teaches here
+                found = self.localize(ct_volume, segmentation_mask, features)
         drawn = found["mask_logits"]
         masks = dict(zip(keys, drawn.detach().sigmoid().unbind(1), strict=True))
         for key, known in known_B.items():

@@ -8,7 +8,7 @@ of a step are dealt so that two processes see together what one sees with twice 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -91,19 +91,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device."""
-        regions = None if self.regions_BDHW is None else self.regions_BDHW.to(device, non_blocking=True)
-        return Batch(
-            self.case_ids,
-            self.intensity_B1DHW.to(device, non_blocking=True),
-            regions,
-            self.masks_BLDHW.to(device, non_blocking=True),
-            self.guidance_BKZYX.to(device, non_blocking=True),
-            self.labels_BK.to(device, non_blocking=True),
-            self.reports,
-            self.boxes,
-            self.places,
-            self.damaged,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from while it computes; what torch's loader asks for."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 class ScanStream(Dataset[Scan]):
@@ -356,6 +354,7 @@ def batches(
         num_workers=workers,
         prefetch_factor=3 if workers else None,
         worker_init_fn=_one_thread if workers else None,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each start of a loader would draw from what dropout draws from
     )
 

@@ -23,16 +23,16 @@ def build_optimizer(
 
     Args:
         model: Its parts are named in ``phase.parts``.
-        extra: Parameters of the loss, such as learned task weights; they do not decay.
+        extra: Learned task weights of the loss; they do not decay and have a rate of their own.
         phase: Parts, rate and factors.
-        training: Decay and betas.
+        training: Decay, betas and that rate.
     """
     groups = []
     for part in phase.parts:
         peak_lr = phase.lr * phase.lr_scale.get(part, 1.0)
         parameters = model.part_parameters(part)
         for decay in (True, False):
-            members = [parameter for parameter in parameters if (parameter.ndim > 1) == decay]
+            members = [parameter for parameter in parameters if _is_matrix(parameter) == decay]
             if members:
                 groups.append(
                     {
@@ -42,8 +42,12 @@ def build_optimizer(
                     }
                 )
     if extra:
-        groups.append({"params": extra, "peak_lr": phase.lr, "weight_decay": 0.0})
+        groups.append({"params": extra, "peak_lr": training.task_weight_lr, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=phase.lr, betas=training.betas)
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return sum(side > 1 for side in parameter.shape) > 1
 
 
 def lr_share(step: int, phase: PhaseConfig, min_share: float) -> float:

@@ -65,14 +65,17 @@ def check_start(config: Config, phases: Sequence[str], untrained_tasks: Sequence
 
     Raises:
         ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports;
-            or masks would be learned from single boxes, of which the localizer's norms collect nothing.
+            or masks would be learned from single scans, of which the localizer's norms collect nothing.
     """
     drawing = (name for name in phases if "localization" in phase_config(config, name).tasks)
     first = next(drawing, None) if "localization" in untrained_tasks else None
-    if first is not None and phase_config(config, first).batch_size == 1:
+    if first is None:
+        pass
+    elif (phase := phase_config(config, first)).batch_size <= phase.boxes_per_scan:
         raise ConfigError(
             f"phase {first} would be the first to learn masks, and the localizer's norms collect their statistics from "
-            f"batches of several: run phase 1.2 before it, or set training.phases.{first}.batch_size=2"
+            f"batches of several scans: run phase 1.2 before it, with training.phases.localization.batch_size above its "
+            f"boxes_per_scan"
         )
     taught = "generation" not in untrained_tasks or {"alignment", "joint"} & set(phases)
     if "grpo" in phases and not taught:
@@ -105,6 +108,20 @@ def check_torch_shards_bytes() -> None:
         raise ConfigError(
             f"training.shard_language_model needs torch {_SHARDING_TORCH}, this is {torch.__version__}"
         )
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse 16 bits where the device only emulates them.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError("this GPU does not compute in bfloat16: set training.precision=fp32")
 
 
 _LEARNS_FROM = {"classification": "disease labels", "localization": "lesion masks", "generation": "reports"}

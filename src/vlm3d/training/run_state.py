@@ -47,6 +47,8 @@ class RunState:
         best: Checkpoint's name -> its score, of the running phase.
         damaged: Case id -> how often it was passed over.
         origin: ``training.json`` of the checkpoint that the run started from; None for random weights.
+        cases: Digest of the training cases' names.
+        processes: That share the work.
     """
 
     phase: str
@@ -57,6 +59,8 @@ class RunState:
     best: dict[str, float] = field(default_factory=dict)
     damaged: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
+    cases: str = ""
+    processes: int = 1
 
 
 def optimizer_tensors(
@@ -137,7 +141,7 @@ def read_state(folder: Path) -> tuple[RunState, dict[str, Tensor]]:
     """
     try:
         values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or set(values) != {item.name for item in fields(RunState)}:
+        if not isinstance(values, dict) or not set(values) <= {item.name for item in fields(RunState)}:
             raise ValueError("foreign fields")
         return RunState(**values), load_file(folder / TENSORS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
@@ -163,6 +167,7 @@ def refuse_other_settings(known: Path, config: Config) -> None:
     before["training"]["augmentation"] = usual | before["training"]["augmentation"]
     # where weights lie changes nothing that is learned
     before["training"]["shard_language_model"] = now["training"]["shard_language_model"]
+    before["training"].setdefault("task_weight_lr", now["training"]["task_weight_lr"])
     before["model"]["localizer"].setdefault("read_mirrored", False)
     changed = sorted(_differences(before, now))
     if changed:

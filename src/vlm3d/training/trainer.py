@@ -13,6 +13,7 @@ RUN/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ from vlm3d.training.grpo import GrpoLearner
 from vlm3d.training.optimizer import WeightAverage, build_optimizer, lr_share, set_learning_rate
 from vlm3d.training.phases import (
     PHASES,
+    check_precision,
     check_sharding,
     check_splits,
     check_start,
@@ -122,24 +124,26 @@ class Trainer:
         check_splits(self.train_set, self.valid_set, request.config)
         self.config, self.phases = learnable_phases(request.config, request.phases, self.train_set)
         self.training = self.config.training
+        self.valid_set = self.valid_set.some_of_patients(self.training.validation_cases)
         self.accelerator = accelerate.Accelerator(
             mixed_precision="bf16" if self.training.precision == "bf16" else "no",
-            kwargs_handlers=[
-                accelerate.utils.DistributedDataParallelKwargs(find_unused_parameters=True),
-                accelerate.utils.InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
-            ],
+            kwargs_handlers=[accelerate.utils.InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
         self._shards = self.training.shard_language_model and self.accelerator.num_processes > 1
         if self._shards:
             check_sharding(self.phases)
             check_torch_shards_bytes()
+        check_precision(self.training.precision, self.accelerator.device)
         self.state, self._tensors = self._found_state()
+        self._tell_other_data()
         self.thresholds: checkpoint.StoredThresholds | None = None  # beside the weights that were loaded last
         self.model = self._build_model()
         check_start(self.config, self.phases, self.model.untrained_tasks)
         loss = MultiTaskLoss.from_config(self.config.loss, self.config.model.classifier.class_weights)
         self.step_module = TrainingStep(self.model, loss).to(self.accelerator.device)
+        self._gather = accelerate.utils.gather_object  # of all processes
         self._steps_here = 0
+        self._damaged = Counter[str]()  # of this process since the last checkpoint
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -256,8 +260,9 @@ class Trainer:
             batch = next(stream).to(self.accelerator.device)
             self._count_damaged(batch)
             waits = micro < phase.accumulate - 1 and isinstance(forward, nn.parallel.DistributedDataParallel)
-            with forward.no_sync() if waits else nullcontext(), self.accelerator.autocast():  # type: ignore[operator]
-                losses = forward(batch, plan)
+            with forward.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self.accelerator.autocast():
+                    losses = forward(batch, plan)
                 self._refuse_nan(losses, batch)
                 gradnorm = self.step_module.loss.gradnorm
                 if gradnorm is not None:
@@ -277,7 +282,7 @@ class Trainer:
 
     def _count_damaged(self, batch: Batch) -> None:
         for case_id in batch.damaged:
-            self.state.damaged[case_id] = self.state.damaged.get(case_id, 0) + 1
+            self._damaged[case_id] += 1
 
     def _refuse_nan(self, losses: Mapping[str, Tensor], batch: Batch) -> None:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss))]
@@ -305,7 +310,7 @@ class Trainer:
             "train/lr": phase.lr * share,
             "train/gradient_norm": norm,
             "seconds": round(self.state.seconds, 1),
-            "damaged_cases": len(self.state.damaged),
+            "damaged_cases": len({*self.state.damaged, *self._damaged}),
         }
         self.tracker.scalars(self.state.total_steps, values)
         words = " ".join(f"{task} {value:.4f}" for task, value in losses.items())
@@ -342,9 +347,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _keep_top(self, name: str, found: Validation) -> None:
-        keep = max(self.training.keep_top, 1)
-        best = self.state.best
-        if len(best) >= keep and found.score <= min(best.values()):
+        keep, best = self.training.keep_top, self.state.best
+        if len(best) >= keep and found.score < min(best.values()):
             return
         label = f"{name}_{self.state.step:06d}"
         self.model.save_pretrained(
@@ -359,6 +363,9 @@ class Trainer:
     def _save(
         self, optimizer: torch.optim.Optimizer, average: WeightAverage, names: Mapping[nn.Parameter, str]
     ) -> None:
+        for damaged in self._gather([dict(self._damaged)]):
+            self.state.damaged = dict(Counter(self.state.damaged) + Counter(damaged))
+        self._damaged.clear()
         if self.accelerator.is_main_process:
             tensors = {
                 **optimizer_tensors(optimizer, names),
@@ -373,7 +380,9 @@ class Trainer:
     def _finish(self, name: str) -> None:
         """The phase's best weights become its result, and the start of the next phase."""
         if self.accelerator.is_main_process:
-            best = max(self.state.best, key=lambda key: self.state.best[key])
+            best = max(
+                reversed(self.state.best), key=lambda key: self.state.best[key]
+            )  # the newest of equals
             note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
             self._load(self.model, self.folder / TOP / best)
             for target in (name, FINAL):
@@ -398,6 +407,7 @@ class Trainer:
             "finished_phases": list(self.state.finished),
             "training_cases": dict(sources),
             "anatomy": list(self.model.learned_anatomy),
+            "case_names": self.state.cases,
             "store": self.train_set.fingerprint.sha256,
             "started_from": self.state.origin,
             "seconds": round(self.state.seconds),
@@ -423,6 +433,21 @@ class Trainer:
                 (self.folder / METRICS_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return read_state(last) if last.is_dir() else (RunState(phase=""), None)
+
+    def _tell_other_data(self) -> None:
+        """A run may go on over other cases or processes than before; the scans that it sees then are others, so say it."""
+        names = "\n".join(case.case_id for case in self.train_set.cases)
+        cases, processes = hashlib.sha256(names.encode()).hexdigest()[:16], self.accelerator.num_processes
+        if self._tensors is not None and self.state.cases not in ("", cases):
+            logger.warning("the store's training cases are others than those that %s began with", self.folder)
+        if self._tensors is not None and self.state.processes != processes:
+            logger.warning(
+                "%s was trained by %d processes so far, now by %d",
+                self.folder,
+                self.state.processes,
+                processes,
+            )
+        self.state.cases, self.state.processes = cases, processes
 
     def _build_model(self) -> VLM3DMultiTask:
         torch.manual_seed(self.training.seed)
@@ -488,8 +513,12 @@ class Trainer:
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self.step_module, frozen
         )
-        wrapped: nn.Module = self.accelerator.prepare_model(self.step_module)
-        return wrapped
+        device = self.accelerator.device
+        return nn.parallel.DistributedDataParallel(
+            self.step_module,
+            device_ids=None if device.type == "cpu" else [device.index],
+            find_unused_parameters=True,
+        )
 
     def _batches(self, phase: PhaseConfig, number: int) -> Any:
         return batches(

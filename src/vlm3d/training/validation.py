@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from vlm3d.training.data import ScanStream, collate
 from vlm3d.training.samples import CaseSample, track_sample
 from vlm3d.training.step import StepPlan, TrainingStep
 from vlm3d.training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,11 @@ def validate(
 
     Args:
         step_module: The model, with the weights to judge, and its loss.
-        dataset: The validation split.
+        dataset: What to judge on, such as `PreparedDataset.some_of_patients` of the validation split.
         config: The run's settings.
         phase: Decides which tasks are judged.
     """
     model = step_module.model
-    indices = range(min(len(dataset), config.training.validation_cases))
     figures: dict[str, float] = {}
     goods: list[float] = []
     if "classification" in phase.tasks or "localization" in phase.tasks:
@@ -62,7 +64,6 @@ def validate(
             dataset,
             EvaluationSettings(intervals=Intervals(resamples=0)),
             run=ModelRun(masks="localization" in phase.tasks),
-            indices=indices,
         )
         found = evaluation.figures
         if "classification" in phase.tasks and found.get("classification"):
@@ -75,10 +76,14 @@ def validate(
             figures["valid/dice"] = _number(found["localization"]["macro"]["dice"])
             goods.append(figures["valid/dice"])
     if "generation" in phase.tasks:
-        figures["valid/report_loss"] = _report_loss(step_module, dataset, config, phase, len(indices))
+        figures["valid/report_loss"] = _report_loss(step_module, dataset, config, phase)
         if not goods:
             goods.append(-figures["valid/report_loss"])
     known = [good for good in goods if np.isfinite(good)]
+    if not known:
+        logger.warning(
+            "no validation case tells how good this phase is: its last checkpoint counts as its best"
+        )
     return Validation(figures, float(np.mean(known)) if known else float("-inf"))
 
 
@@ -120,7 +125,7 @@ def track_samples(
 
 @torch.no_grad()
 def _report_loss(
-    step_module: TrainingStep, dataset: PreparedDataset, config: Config, phase: PhaseConfig, count: int
+    step_module: TrainingStep, dataset: PreparedDataset, config: Config, phase: PhaseConfig
 ) -> float:
     """Mean cross-entropy of the true reports' tokens, scan by scan, findings and masks being the true ones."""
     quiet = config.model_copy(
@@ -132,7 +137,7 @@ def _report_loss(
     step_module.eval()
     device = next(step_module.model.parameters()).device
     losses = []
-    for position in range(min(count, len(dataset))):
+    for position in range(len(dataset)):
         batch = collate([stream[position]]).to(device)
         if batch.reports[0].strip():
             losses.append(float(step_module(batch, StepPlan(("generation",), False))["generation"]))
