@@ -59,6 +59,21 @@ def test_a_file_may_start_from_a_size_or_a_file(tmp_path: Path) -> None:
     assert config.model.vision.embed_dim == load_config("tiny").model.vision.embed_dim
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.phases.joint.tasks={}",
+        "training.phases.joint.parts=[]",
+        "training.phases.joint.lr_scale={visoin: 3}",
+        "training.keep_top=0",
+        "model.classifier.class_weights=[1, 2]",
+    ],
+)
+def test_what_would_be_taken_in_vain_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config("tiny", [override])
+
+
 def test_tasks_of_a_file_replace_those_of_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("base: tiny\ntraining: {phases: {joint: {tasks: {localization: 1.0}}}}\n")

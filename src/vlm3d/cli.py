@@ -58,7 +58,8 @@ def _options(
 @app.command()
 def predict(
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI, DICOM folder or zip, MetaImage, NRRD; one or many.")
+        list[Path],
+        typer.Argument(help="NIfTI, DICOM folder or zip, MetaImage, NRRD, case of a store; one or many."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder to create; with many scans one folder each inside.")
@@ -433,9 +434,14 @@ def train(
         typer.Option("--dry-run", help="Print what the run needs; with --data, time some steps here too."),
     ] = False,
     gpus: Annotated[
-        int, typer.Option(min=0, help="With --dry-run: GPUs to plan for; 0 plans for this CPU.")
-    ] = 0,
-    gpu_memory: Annotated[float, typer.Option(help="With --dry-run: GiB of each.")] = 80.0,
+        int | None,
+        typer.Option(
+            min=0, help="With --dry-run: GPUs to plan for; 0 plans for the CPU; by default what is here."
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="With --dry-run: GiB of each; by default this one's, else 80.")
+    ] = None,
 ) -> None:
     """Train a model on a prepared store; goes on where an earlier run stopped."""
     from vlm3d.config import load_config
@@ -444,19 +450,22 @@ def train(
 
     settings = load_config(config, overrides or ())
     if dry_run:
-        from vlm3d.training.plan import plan_training
+        from vlm3d.training.plan import gpus_here, plan_training
         from vlm3d.training.timing import measured_seconds_per_step
 
-        here = (
-            None if data is None or gpus else TrainingRequest(settings, data, Path("run"), phase, start_from)
-        )
+        count, memory_gib = gpus_here()
+        planned = count if gpus is None else gpus
+        seconds = None
+        if data is not None and bool(planned) == bool(count):  # steps run on what this machine has
+            request = TrainingRequest(settings, data, Path("run"), phase, start_from)
+            seconds = measured_seconds_per_step(request)
         plan = plan_training(
             settings,
             phase,
-            world_size=max(gpus, 1),
-            device="cuda" if gpus else "cpu",
-            device_memory_gib=gpu_memory if gpus else None,
-            seconds_per_step=None if here is None else measured_seconds_per_step(here),
+            world_size=max(planned, 1),
+            device="cuda" if planned else "cpu",
+            device_memory_gib=(gpu_memory or memory_gib or 80.0) if planned else None,
+            seconds_per_step=seconds,
         )
         typer.echo(plan.table())
         plan.check()

@@ -137,6 +137,12 @@ class ClassifierConfig(Section):
     class_weights: tuple[float, ...] | None = Field(None, description="Weight of each disease in the loss.")
     dropout: float = Field(0.1, ge=0, lt=1, description="On the image features.")
 
+    @model_validator(mode="after")
+    def _one_weight_a_class(self) -> ClassifierConfig:
+        if self.class_weights is not None and len(self.class_weights) != self.num_diseases:
+            raise ValueError(f"{len(self.class_weights)} class_weights for {self.num_diseases} diseases")
+        return self
+
 
 class LocalizerConfig(Section):
     """`LesionLocalizationModule`."""

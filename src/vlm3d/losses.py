@@ -311,9 +311,7 @@ class GradNorm(nn.Module):
             shared: Parameters that all tasks train, such as the encoder's last block.
         """
         present = [
-            task
-            for task in TASKS
-            if task in losses and losses[task].requires_grad and bool(losses[task] > 0)
+            task for task in TASKS if task in losses and losses[task].requires_grad and bool(losses[task] > 0)
         ]
         shared = [parameter for parameter in shared if parameter.requires_grad]
         if len(present) > 1 and shared:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -135,9 +136,17 @@ def resolve_weights(name: str) -> Path:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder is a complete transformers model: ``config.json`` and weights."""
-    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return (folder / "config.json").is_file() and any((folder / file).is_file() for file in weights)
+    """Whether a folder is a complete transformers model: ``config.json`` and weights, all shards that its index names."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+    return bool(shards) and all((folder / str(shard)).is_file() for shard in shards)
 
 
 def cache_folder() -> Path:

@@ -16,9 +16,10 @@ import pytest
 from support.scan_files import canonical, small_chest
 from vlm3d.datasets.ct_rate import find_ct_rate_cases, index_ct_rate, parse_volume_name
 from vlm3d.datasets.ct_rate_tables import Acquisition, volume_key
-from vlm3d.datasets.ct_rate_volume import affine_of, read_ct_rate_volume, tell_release
+from vlm3d.datasets.ct_rate_volume import affine_of, has_blank_header, read_ct_rate_volume, tell_release
 from vlm3d.errors import ConfigError, DataError, InputError
 from vlm3d.io import read_volume
+from vlm3d.io.nifti import read_nifti
 from vlm3d.labels import DISEASE_NAMES
 
 SPACING_MM = (8.0, 6.5, 6.5)
@@ -53,6 +54,18 @@ def test_the_first_release_is_put_into_hu_on_its_grid(tmp_path: Path, row: Acqui
     assert scan.spacing_mm == SPACING_MM
     assert any("first release" in note for note in scan.notes)
     assert any("blank header" in note for note in scan.notes)
+
+
+@pytest.mark.parametrize("side_mm", [0.68, 0.7, 0.75, 0.8, 0.976, 1.0])
+def test_a_header_without_a_place_is_blank_whatever_its_voxels(tmp_path: Path, side_mm: float) -> None:
+    path = tmp_path / "valid_1_a_1.nii.gz"
+    stored = (small_chest((20, 40, 40)).astype(np.int16) + 1024).transpose(2, 1, 0)
+    nib.save(nib.Nifti1Image(stored, np.diag([side_mm, side_mm, 1.5, 1.0])), path)
+    assert has_blank_header(read_nifti(path))
+    moved = np.diag([side_mm, side_mm, 1.5, 1.0])
+    moved[0, 3] = 0.1
+    nib.save(nib.Nifti1Image(stored, moved), path)
+    assert not has_blank_header(read_nifti(path))
 
 
 def test_both_releases_of_a_volume_are_one_scan_in_the_patient(tmp_path: Path) -> None:

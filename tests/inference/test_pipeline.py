@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,11 @@ import pytest
 
 from support.phantoms import coarse_phantom
 from support.scan_files import canonical, reoriented
+from support.small_cases import case
 from support.small_models import small_model
-from vlm3d.errors import ConfigError, MaskError, ResourceError
+from vlm3d.datasets.case import CaseData
+from vlm3d.datasets.prepare import prepare
+from vlm3d.errors import ConfigError, MaskError, ResourceError, UnreadableFileError
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings, Result
 from vlm3d.inference.prediction import TRAINING_NOTES
 from vlm3d.inference.uncertainty import entropy_bits, mask_entropy_bits
@@ -308,3 +312,20 @@ def test_a_place_that_was_looked_at_leads_to_its_slice(pipeline: Pipeline, order
             looked_mm = (geometry.model_affine @ np.array([(patch_z + 0.5) * depth - 0.5, 0, 0, 1]))[2]
             slice_mm = (geometry.canonical_affine @ np.array([place.key_slice, 0, 0, 1]))[2]
             assert abs(looked_mm - slice_mm) <= abs(geometry.canonical_affine[2, 0]) / 2 + 1e-6
+
+
+def test_a_case_of_a_store_is_predicted_with_its_regions(pipeline: Pipeline, tmp_path: Path) -> None:
+    phantom = coarse_phantom()
+    data = partial(CaseData, phantom.volume, phantom.regions)
+    config = pipeline.model.config.preprocessing
+    prepare([case("a", data)], tmp_path / "store", config, anatomy="given", workers=1)
+    folder = tmp_path / "store" / "cases" / "a"
+    settings = PredictionSettings(report=False)
+    stored = pipeline(folder, settings).prediction
+    assert stored.scan.anatomy == phantom.regions.method
+    direct = pipeline(phantom.volume, settings, mask=phantom.regions).prediction
+    for a, b in zip(stored.diseases, direct.diseases, strict=True):
+        assert a.probability == pytest.approx(b.probability, abs=0.02)
+    (folder / "image.b2nd").write_bytes(b"cut")
+    with pytest.raises(UnreadableFileError, match="no whole prepared case"):
+        pipeline(folder, settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 
 import vlm3d
@@ -560,3 +561,25 @@ def test_a_report_without_known_findings_moves_no_norm_and_is_prompted_without_d
     assert torch.equal(*prompts)
     assert model.localizer.training
     assert model.classifier.training
+
+
+# --- the Hub -------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_put_on_the_hub_whole_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: dict[str, set[str]] = {}
+
+    class Hub:
+        def create_repo(self, name: str, **_: bool) -> None:
+            if "/" not in name:
+                raise HFValidationError("no owner\nin the name")
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+            put[repo_id] = {path.name for path in folder_path.iterdir()}
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = small_model(with_text=False)
+    model.push_to_hub("me/tiny")
+    assert put == {"me/tiny": {"config.json", "model.safetensors", "training.json"}}
+    with pytest.raises(OutputError, match=r"tiny cannot be put on the Hub: no owner$"):
+        model.push_to_hub("tiny")

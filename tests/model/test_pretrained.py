@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,18 @@ def model_folder(folder: Path) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"x")
     return folder
+
+
+def test_weights_in_shards_are_whole_with_the_last_of_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    (tmp_path / "1.safetensors").write_bytes(b"x")
+    assert not pretrained.holds_weights(tmp_path)
+    (tmp_path / "2.safetensors").write_bytes(b"x")
+    assert pretrained.holds_weights(tmp_path)
+    index.write_text("[]")
+    assert not pretrained.holds_weights(tmp_path)
 
 
 @pytest.fixture

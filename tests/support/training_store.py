@@ -34,7 +34,7 @@ def training_config(pretrained: dict[str, Any], **training: Any) -> Config:
     phases = {
         "local": {**phase, "scan_crop": [16, 48, 48]},
         "classification": phase,
-        "localization": {**phase, "localization_crop": [24, 48, 48]},
+        "localization": {**phase, "boxes_per_scan": 1, "scan_crop": None, "localization_crop": [24, 48, 48]},
         "alignment": {**phase, "batch_size": 1},
         "joint": {
             **phase,

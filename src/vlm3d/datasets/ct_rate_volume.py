@@ -37,6 +37,7 @@ _LEAST_SHARE = 0.01
 _CLEAR_MARGIN = 4.0
 _SAMPLE_VOXELS = 200_000
 _BLANK_TOLERANCE = 1e-3
+_ORIGIN_TOLERANCE_MM = 0.01  # making spacing exact moves the origin by some micrometers
 _SPACING_TOLERANCE = 0.02
 
 
@@ -103,9 +104,9 @@ def tell_release(
 def has_blank_header(scan: Volume) -> bool:
     """Whether the header tells no place: axes exactly to Right, Anterior and Superior from the origin itself."""
     directions = np.array([[0, 0, 1.0], [0, 1.0, 0], [1.0, 0, 0]])  # columns are D, H, W
-    expected = np.eye(4)
-    expected[:3, :3] = directions * scan.spacing_mm
-    return bool(np.abs(scan.affine - expected).max() < _BLANK_TOLERANCE)
+    turned = np.abs(scan.affine[:3, :3] - directions * scan.spacing_mm).max()
+    moved_mm = np.abs(scan.affine[:3, 3]).max()
+    return bool(turned < _BLANK_TOLERANCE and moved_mm < _ORIGIN_TOLERANCE_MM)
 
 
 def affine_of(acquisition: Acquisition, shape_DHW: tuple[int, int, int], name: str) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Read a store of prepared scans in crops: what training sees."""
+"""Read a store of prepared scans: in crops, which is what training sees, or a case as a scan."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets.fingerprint import AnatomyMode, Fingerprint, read_fingerprint, refuse_other
 from vlm3d.datasets.store import (
     ARRAYS,
+    CASE,
     CASES,
     Box,
     PreparedCase,
     array_path,
     missing_bytes,
     read_array,
+    read_case,
     read_manifest,
     wrong_checksum,
 )
-from vlm3d.errors import DataError
+from vlm3d.errors import DataError, UnreadableFileError
+from vlm3d.io.geometry import normalize_affine
+from vlm3d.io.hounsfield import checked_hounsfield
+from vlm3d.io.limits import check_scan_size
+from vlm3d.io.wording import shown
 from vlm3d.labels import STORED_LESION_KEYS
+from vlm3d.volume import RegionMap, Volume
 
 Verify = Literal["none", "sizes", "sha256"]
 
@@ -169,3 +176,31 @@ class PreparedDataset:
             raise DataError(
                 f"case {case.case_id} of {self.store} is damaged: {damage}; delete its folder and run vlm3d prepare again"
             )
+
+
+def is_prepared_case(path: str | Path) -> bool:
+    """Whether a folder is a case of a store."""
+    return (Path(path) / CASE).is_file()
+
+
+def read_prepared_case(folder: str | Path) -> tuple[Volume, RegionMap | None]:
+    """A case of a store as a scan in HU on the store's grid, with its regions.
+
+    Raises:
+        UnreadableFileError: A file of it is missing or damaged.
+    """
+    folder = Path(folder)
+    case = read_case(folder)
+    if case is None:
+        raise UnreadableFileError(f"{shown(folder)} is no whole prepared case: prepare it anew")
+    try:
+        check_scan_size(shown(folder), case.shape_DHW, case.spacing_mm)
+        affine = normalize_affine(np.array(case.affine), case.shape_DHW, shown(folder))
+        hu_DHW, regions_DHW = (
+            read_array(array_path(folder, name), case.shape_DHW, ARRAYS[name], None)
+            for name in ("image", "regions")
+        )
+    except ValueError as error:
+        raise UnreadableFileError(f"{shown(folder)} is damaged: {error}") from error
+    regions = None if case.regions_method is None else RegionMap(regions_DHW, affine, case.regions_method)
+    return checked_hounsfield(Volume(hu_DHW, affine, source=case.case_id, notes=case.notes)), regions

@@ -1,4 +1,4 @@
-"""A chest CT on disk becomes a `Prediction`: the one path that the command line, a server and a notebook share.
+"""A chest CT on disk becomes a `Prediction`: the one path that the command line and a notebook share.
 
 read -> anatomy -> prepare -> encode -> classify, localize -> masks on the scan's grid -> measure -> report.
 """
@@ -28,6 +28,7 @@ from vlm3d.anatomy.measurement import (
     measure_lesion,
 )
 from vlm3d.anatomy.segmentation import segment_anatomy
+from vlm3d.datasets.prepared import is_prepared_case, read_prepared_case
 from vlm3d.errors import ResourceError
 from vlm3d.inference.consistency import consistent_report
 from vlm3d.inference.lesion_record import listed_piece, listed_places, volume_ml_by_region
@@ -156,7 +157,7 @@ class Pipeline:
         """Predict one scan.
 
         Args:
-            scan: A file, a DICOM folder or zip, or a volume in HU.
+            scan: A file, a DICOM folder or zip, a case of a prepared store, or a volume in HU.
             settings: What to predict and how.
             mask: The user's anatomy on the scan's grid, instead of segmenting it.
             series: Which DICOM series, by number or UID.
@@ -186,9 +187,10 @@ class Pipeline:
         watch: _Stopwatch,
     ) -> Result:
         with watch.stage("read"):
-            volume = scan if isinstance(scan, Volume) else read_volume(scan, series=series)
+            volume, stored = _read(scan, series)
         with watch.stage("anatomy"):
-            regions = self._regions(volume, mask, settings)
+            takes_stored = stored is not None and mask is None and settings.anatomy == "classical"
+            regions = stored if takes_stored else self._regions(volume, mask, settings)
         with watch.stage("prepare"):
             prepared = self.preprocessor.apply(volume, regions)
         found = read_heads(self.model, *self._tensors(prepared), stage=watch.stage)
@@ -428,6 +430,15 @@ def peak_rss_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
+
+
+def _read(scan: str | Path | Volume, series: str | None) -> tuple[Volume, RegionMap | None]:
+    """The scan, and the regions that it was prepared with, if it was."""
+    if isinstance(scan, Volume):
+        return scan, None
+    if is_prepared_case(scan):
+        return read_prepared_case(scan)
+    return read_volume(scan, series=series), None
 
 
 def _name(scan: str | Path | Volume) -> str:

@@ -1,4 +1,4 @@
-"""Disk to `Volume` and back: NIfTI, DICOM, MetaImage, NRRD, NPZ. Nothing else opens an image file."""
+"""Disk to `Volume` and back: NIfTI, DICOM, MetaImage, NRRD, NPZ. Nothing else opens a file of a scan."""
 
 from vlm3d.io.dicom_series import SeriesInfo
 from vlm3d.io.nifti import write_nifti_mask

@@ -45,7 +45,8 @@ class BeamWriting(ReportWriting):
     """Writes a report section by section, each by beam search (Graves 2012).
 
     Of all ways to go on from the beams, the likeliest ``num_beams`` are followed. A section is finished where a greedy one
-    would be; search ends when as many are finished and none that goes on can score higher than the worst of them.
+    would be; search ends when as many are finished and none that goes on scores higher than the worst of them now (with a
+    mean over tokens it still might later).
 
     Args:
         llm: The language model, for its tokenizer.

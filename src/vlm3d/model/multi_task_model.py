@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm3d.anatomy.regions import MIRRORED_REGION_IDS, NUM_REGIONS
 from vlm3d.config import Config, ModelConfig, with_model_fields
+from vlm3d.errors import OutputError
 from vlm3d.labels import TASKS, Lesion, first_diseases, first_lesions
 from vlm3d.model import checkpoint
 from vlm3d.model.classification_head import MultiLabelClassifier
@@ -28,7 +30,8 @@ PARTS = ("vision", "classifier", "localizer", "projector", "adapters")
 
 
 class VLM3DMultiTask(nn.Module):
-    """Reads chest CTs: 18 disease probabilities, 5 lesion masks and a report from one pass of the encoder.
+    """Reads chest CTs: 18 disease probabilities, 5 lesion masks and a report, from one pass of the encoder or, with
+    ``read_mirrored``, two.
 
     Every keyword but ``config`` overrides one of its fields; without a configuration the full-size defaults hold.
 
@@ -549,6 +552,30 @@ class VLM3DMultiTask(nn.Module):
             **(training or {}),
         }
         checkpoint.write_checkpoint(Path(folder), self.config, self.checkpoint_state_dict(), note, thresholds)
+
+    def push_to_hub(self, name: str, *, private: bool = True, **kept: Any) -> None:
+        """Put a checkpoint under a Hub name, where `from_pretrained` finds it.
+
+        Args:
+            name: ``owner/name``; made if it is not there.
+            private: Whether a new one is seen by its owner alone.
+            kept: As `save_pretrained` takes it.
+
+        Raises:
+            OutputError: The Hub refuses or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "checkpoint"
+            self.save_pretrained(folder, **kept)
+            try:
+                HfApi().create_repo(name, private=private, exist_ok=True)
+                HfApi().upload_folder(repo_id=name, folder_path=folder)
+            except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise OutputError(f"{name} cannot be put on the Hub: {reason}") from error
 
     @classmethod
     def from_pretrained(

@@ -106,7 +106,7 @@ def evaluate_checkpoint(
         raise ConfigError(f"reports are written in batches of 1 or more, got {report_batch}")
     if on_contradiction == "regenerate":
         raise ConfigError("an evaluation writes each report once: on_contradiction is flag or repair")
-    dataset = PreparedDataset(store, None if split == "all" else (split,))
+    dataset = PreparedDataset(store, None if split == "all" else (split,), verify="sha256")
     if not dataset.cases:
         raise InputError(f"{store} holds no case of the split '{split}'; --split names another one")
     say("loading the model")

@@ -67,13 +67,10 @@ def check_start(config: Config, phases: Sequence[str], untrained_tasks: Sequence
         ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports;
             or masks would be learned from single scans, of which the localizer's norms collect nothing.
     """
-    drawing = (name for name in phases if "localization" in phase_config(config, name).tasks)
-    first = next(drawing, None) if "localization" in untrained_tasks else None
-    if first is None:
-        pass
-    elif (phase := phase_config(config, first)).batch_size <= phase.boxes_per_scan:
+    draws = [name for name in phases if "localization" in phase_config(config, name).tasks]
+    if draws and "localization" in untrained_tasks and _sees_one_scan(phase_config(config, draws[0])):
         raise ConfigError(
-            f"phase {first} would be the first to learn masks, and the localizer's norms collect their statistics from "
+            f"phase {draws[0]} would be the first to learn masks, and the localizer's norms collect their statistics from "
             f"batches of several scans: run phase 1.2 before it, with training.phases.localization.batch_size above its "
             f"boxes_per_scan"
         )
@@ -83,6 +80,10 @@ def check_start(config: Config, phases: Sequence[str], untrained_tasks: Sequence
             "phase 3 (grpo) refines a model that writes reports; these weights never learned to: run phase 2 before it, "
             "or start from its checkpoint with --from"
         )
+
+
+def _sees_one_scan(phase: PhaseConfig) -> bool:
+    return phase.batch_size <= phase.boxes_per_scan
 
 
 def check_sharding(phases: Sequence[str]) -> None:

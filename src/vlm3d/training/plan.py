@@ -231,6 +231,13 @@ def plan_training(
     return TrainingPlan(config.name, world_size, device_memory_gib, sharded, parts, tuple(plans))
 
 
+def gpus_here() -> tuple[int, float | None]:
+    """CUDA devices of this machine, and the memory of the smallest in GiB."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = [torch.cuda.get_device_properties(device).total_memory / 2**30 for device in range(count)]
+    return count, min(sizes, default=None)
+
+
 def _shown(
     phase: PhaseConfig, shape_DHW: tuple[int, int, int], patch_size: tuple[int, int, int]
 ) -> tuple[int, int, int]:

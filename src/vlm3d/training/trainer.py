@@ -119,8 +119,8 @@ class Trainer:
         accelerate = require("accelerate", extra="train", purpose="train")
         self.request = request
         self.folder = Path(request.run)
-        self.train_set = PreparedDataset(request.store, ("train",))
-        self.valid_set = PreparedDataset(request.store, ("valid",))
+        self.train_set = PreparedDataset(request.store, ("train",), verify="sha256")
+        self.valid_set = PreparedDataset(request.store, ("valid",), verify="sha256")
         check_splits(self.train_set, self.valid_set, request.config)
         self.config, self.phases = learnable_phases(request.config, request.phases, self.train_set)
         self.training = self.config.training
