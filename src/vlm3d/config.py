@@ -331,8 +331,6 @@ class PhaseConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> PhaseConfig:
-        if not self.tasks or not self.parts:
-            raise ValueError("a phase needs tasks and parts; leave the phase out with --phase")
         if any(not 0 < chance <= 1 for chance in self.tasks.values()):
             raise ValueError("a task's chance lies in (0, 1]; leave a task out to never run it")
         if any(not 0 <= start < 1 or count < 0 for start, count in self.unfreeze_blocks):
@@ -468,6 +466,14 @@ class PhasesConfig(Section):
     alignment: AlignmentPhase = AlignmentPhase()
     joint: JointPhase = JointPhase()
     grpo: GrpoPhase = GrpoPhase()
+
+    @model_validator(mode="after")
+    def _each_learns_something(self) -> PhasesConfig:
+        for name in type(self).model_fields:
+            phase: PhaseConfig = getattr(self, name)
+            if not phase.tasks or not phase.parts:
+                raise ValueError(f"phase {name} needs tasks and parts; --phase chooses which phases run")
+        return self
 
 
 class TrainingConfig(Section):

@@ -20,12 +20,13 @@ import torch
 
 from support.training_store import losses, phantom_store, training_config
 from support.two_processes import train_in_two_processes
-from vlm3d.config import Config
+from vlm3d.config import Config, load_config
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, DataError, TrainingError
+from vlm3d.labels import TASKS
 from vlm3d.model.checkpoint import read_training
 from vlm3d.model.multi_task_model import VLM3DMultiTask
-from vlm3d.training.phases import learnable_phases
+from vlm3d.training.phases import check_start, learnable_phases
 from vlm3d.training.timing import measured_seconds_per_step
 from vlm3d.training.tracking import read_metrics
 from vlm3d.training.trainer import Trainer, TrainingRequest, train
@@ -271,20 +272,15 @@ def test_everything_is_checked_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_masks_are_not_first_learned_from_single_scans(
-    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+def test_masks_that_are_first_learned_from_single_scans_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = training_config(pretrained)
-    for phases, asked in ((["2"], "joint"), (["1.2"], "localization")):
-        single = config.training.phases.localization.model_copy(update={"batch_size": 2, "boxes_per_scan": 2})
-        training = config.training.model_copy(
-            update={"phases": config.training.phases.model_copy(update={"localization": single})}
-        )
-        request = TrainingRequest(
-            config.model_copy(update={"training": training}), store, tmp_path / asked, phases
-        )
-        with pytest.raises(ConfigError, match=rf"phase {asked} would be the first to learn masks"):
-            Trainer(request)
+    config = load_config("tiny")
+    check_start(config, ["localization", "joint"], TASKS)
+    check_start(config, ["joint"], ["generation"])
+    assert not caplog.text
+    check_start(config, ["alignment", "joint"], TASKS)
+    assert "phase joint is the first to learn masks" in caplog.text
 
 
 def test_where_nothing_tells_how_good_a_phase_is_its_newest_weights_are_kept(

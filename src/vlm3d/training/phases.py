@@ -61,18 +61,17 @@ def phase_number(name: str) -> int:
 
 
 def check_start(config: Config, phases: Sequence[str], untrained_tasks: Sequence[str]) -> None:
-    """Refuse what the weights at the start cannot be taught.
+    """Refuse to refine reports that nothing has taught yet, and warn of masks that are first learned from single scans.
 
     Raises:
-        ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports;
-            or masks would be learned from single scans, of which the localizer's norms collect nothing.
+        ConfigError: Phase 3 is asked for, and neither the weights that it starts from nor a phase before it write reports.
     """
     draws = [name for name in phases if "localization" in phase_config(config, name).tasks]
     if draws and "localization" in untrained_tasks and _sees_one_scan(phase_config(config, draws[0])):
-        raise ConfigError(
-            f"phase {draws[0]} would be the first to learn masks, and the localizer's norms collect their statistics from "
-            f"batches of several scans: run phase 1.2 before it, with training.phases.localization.batch_size above its "
-            f"boxes_per_scan"
+        logger.warning(
+            "phase %s is the first to learn masks, from single scans, of which the localizer's norms collect nothing: run "
+            "phase 1.2 before it, with training.phases.localization.batch_size above its boxes_per_scan",
+            draws[0],
         )
     taught = "generation" not in untrained_tasks or {"alignment", "joint"} & set(phases)
     if "grpo" in phases and not taught:
