@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from vlm3d.evaluation.classification import auroc, average_precision, classification_figures, crg, predictions
-from vlm3d.evaluation.thresholds import CrgShift, crg_shift, tune_thresholds
+from vlm3d.evaluation.thresholds import shift_to_half, tune_thresholds
 
 NAMES = ("a", "b", "c", "d")
 
@@ -197,20 +197,21 @@ def test_thresholds_of_extreme_probabilities() -> None:
 @settings(max_examples=40, deadline=None)
 def test_shift_keeps_order_and_moves_the_cut_to_one_half(p: list[float], cut: float) -> None:
     probability = np.sort(np.array(p))[:, None]
-    shifted = CrgShift(np.array([cut])).apply(probability)
+    shifted = shift_to_half(probability, np.array([cut]))
     assert ((shifted >= 0.5) == (probability >= cut)).all()
     assert (np.diff(shifted[:, 0]) >= 0).all()
     assert ((shifted >= 0) & (shifted <= 1)).all()
 
 
-def test_crg_shift_reaches_the_tuned_crg_at_one_half() -> None:
+def test_a_shift_to_one_half_reaches_the_tuned_crg_there() -> None:
     probability, label = table(2)
-    shift = crg_shift(probability, label)
+    threshold = tune_thresholds(probability, label, "crg")
+    shifted = shift_to_half(probability, threshold)
     truth = label > 0.5
-    best = crg(probability >= tune_thresholds(probability, label, "crg"), truth)
-    assert crg(shift.apply(probability) >= 0.5, truth) == best
+    best = crg(probability >= threshold, truth)
+    assert crg(shifted >= 0.5, truth) == best
     assert best >= crg(probability >= 0.5, truth)
     positive = truth[:, 0]
-    assert auroc(shift.apply(probability)[:, 0], positive) == auroc(probability[:, 0], positive)
+    assert auroc(shifted[:, 0], positive) == auroc(probability[:, 0], positive)
     with pytest.raises(ValueError, match="4 diseases for 3"):
-        shift.apply(probability[:, :3])
+        shift_to_half(probability[:, :3], threshold)

@@ -19,10 +19,8 @@ from vlm3d.evaluation.official import (
     clean_predicted_report,
     clean_true_report,
     read_classification,
-    read_ground_truth,
     read_reports,
     write_classification,
-    write_ground_truth,
     write_reports,
 )
 from vlm3d.evaluation.official_boxes import LesionBox, boxes_of_mask, read_boxes, write_boxes
@@ -133,37 +131,6 @@ def test_files_that_are_no_classification_are_refused_in_one_line(
         read_classification(tmp_path / "r.json")
     assert "\n" not in str(raised.value)
     assert "r.json" in str(raised.value)
-
-
-def test_the_truth_table_keeps_its_order(tmp_path: Path) -> None:
-    labels = {"a": (np.arange(K) % 2).astype(float), "b": np.zeros(K)}
-    write_ground_truth(tmp_path / "t.csv", labels)
-    first = (tmp_path / "t.csv").read_text().splitlines()
-    assert first[0] == "AccessionNo," + ",".join(DISEASE_NAMES)
-    assert first[1].startswith("a,0,1,0,1")
-    found = read_ground_truth(tmp_path / "t.csv")
-    assert list(found) == ["a", "b"]
-    np.testing.assert_array_equal(found["a"], labels["a"])
-
-
-def test_a_truth_table_in_another_order_or_with_other_values_is_refused(tmp_path: Path) -> None:
-    write_ground_truth(tmp_path / "t.csv", {"case_5": np.zeros(K)})
-    text = (tmp_path / "t.csv").read_text()
-    swapped = text.replace("Emphysema,Atelectasis", "Atelectasis,Emphysema")
-    (tmp_path / "t.csv").write_text(swapped)
-    with pytest.raises(InputError, match=r"column 9 is 'Atelectasis'.*'Emphysema'"):
-        read_ground_truth(tmp_path / "t.csv")
-    (tmp_path / "t.csv").write_text(text.replace("case_5,0", "case_5,2"))
-    with pytest.raises(InputError, match=r"case_5.*Medical material"):
-        read_ground_truth(tmp_path / "t.csv")
-    (tmp_path / "t.csv").write_text(text + "case_5.nii.gz" + ",0" * K + "\n")
-    with pytest.raises(InputError, match=r"more than once: case_5"):
-        read_ground_truth(tmp_path / "t.csv")
-    (tmp_path / "t.csv").write_text(text[:-9])
-    with pytest.raises(UnreadableFileError, match="row 2"):
-        read_ground_truth(tmp_path / "t.csv")
-    with pytest.raises(InputError, match=r"case_5.*0\.5"):
-        write_ground_truth(tmp_path / "u.csv", {"case_5": np.full(K, 0.5)})
 
 
 @pytest.mark.parametrize("year", [2025, 2026])

@@ -83,6 +83,10 @@ def test_tables_without_ids_with_missing_columns_or_double_cases_are_refused(tmp
     rows = [["case_9", *[0] * K], ["case_9.nii.gz", *[0] * K]]
     with pytest.raises(InputError, match=r"more than once: case_9"):
         read_findings(write_csv(tmp_path / "p.csv", ["case_id", *DISEASE_NAMES], rows))
+    whole = write_csv(tmp_path / "p.csv", ["case_id", *DISEASE_NAMES], rows[:1]).read_text()
+    (tmp_path / "p.csv").write_text(whole[:-9])
+    with pytest.raises(UnreadableFileError, match="row 2"):
+        read_findings(tmp_path / "p.csv")
     with pytest.raises(UnreadableFileError, match="does not exist"):
         read_findings(tmp_path / "none.csv")
     with pytest.raises(InputError, match="neither"):

@@ -13,7 +13,7 @@ from support.small_cases import case, small_cases
 from support.small_models import small_config, small_model
 from vlm3d import cli
 from vlm3d.datasets.prepare import prepare
-from vlm3d.evaluation.official import write_classification, write_ground_truth, write_reports
+from vlm3d.evaluation.official import write_classification, write_reports
 from vlm3d.labels import DISEASE_NAMES
 from vlm3d.model.checkpoint import StoredThresholds, heads_fingerprint, write_thresholds
 
@@ -47,6 +47,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return run
 
 
+def write_truth(path: Path, ids: list[str]) -> None:
+    """`LABELS` as the challenge's ``ground_truth.csv``."""
+    rows = [
+        ",".join([case_id, *(f"{value:.0f}" for value in row)])
+        for case_id, row in zip(ids, LABELS, strict=True)
+    ]
+    path.write_text("\n".join([",".join(["AccessionNo", *DISEASE_NAMES]), *rows]) + "\n")
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """Two systems and the truth, as the challenge's files, and a split to tune on."""
@@ -57,10 +66,8 @@ def files(tmp_path: Path) -> Path:
         write_classification(tmp_path / f"{name}.json", dict(zip(ids, scores, strict=True)), wrapped=True)
         tuning = dict(zip([f"train_{case}" for case in ids], scores, strict=True))
         write_classification(tmp_path / f"{name}_tuning.json", tuning)
-    write_ground_truth(tmp_path / "ground_truth.csv", dict(zip(ids, LABELS, strict=True)))
-    write_ground_truth(
-        tmp_path / "tuning_truth.csv", dict(zip([f"train_{case}" for case in ids], LABELS, strict=True))
-    )
+    write_truth(tmp_path / "ground_truth.csv", ids)
+    write_truth(tmp_path / "tuning_truth.csv", [f"train_{case}" for case in ids])
     write_reports(tmp_path / "reports.json", dict.fromkeys(ids, "No effusion."), year=2026)
     write_reports(tmp_path / "true_reports.json", dict.fromkeys(ids, "No effusion."), year=2025)
     return tmp_path

@@ -11,13 +11,12 @@ Reports, ``results.json`` of 2025 and ``predictions.json`` of 2026::
      "generated_reports": [{"input_image_name": "…", "report": "Findings: … Impression: …"}]}
 
 The platform wraps a 2025 file as ``[{"outputs": [{"value": {…}}]}]``; a 2026 report file is written wrapped. Readers take
-both. Truth is ``ground_truth.csv``: ``AccessionNo`` and the 18 labels in CT-RATE's order.
+both. Truth is a table that `vlm3d.evaluation.prediction_files` reads.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import math
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Year = Literal[2025, 2026]
 
-ID_COLUMN = "AccessionNo"
 MAX_FILE_BYTES = 2_000_000_000
 _VERSION = {"major": 1, "minor": 0}
 
@@ -112,55 +110,6 @@ def read_classification(path: str | Path, *, expected_ids: Iterable[str] | None 
     if expected_ids is not None:
         check_same_cases(ids, map(case_id_of, expected_ids), name, "the truth")
     return dict(zip(ids, rows, strict=True))
-
-
-def write_ground_truth(path: str | Path, labels: Mapping[str, Sequence[float] | Floats]) -> None:
-    """Write the challenge's ``ground_truth.csv``.
-
-    Args:
-        path: The file; its folder must exist.
-        labels: Case id -> 18 labels of 0 or 1 in CT-RATE's order.
-
-    Raises:
-        InputError: A label is neither 0 nor 1, or a case is named twice.
-        OutputError: The file cannot be written.
-    """
-    name = Path(path).name
-    ids = _checked_ids(labels, None, name)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([ID_COLUMN, *DISEASE_NAMES])
-    for case_id, values in zip(ids, labels.values(), strict=True):
-        writer.writerow([case_id, *(int(value) for value in _binary(values, name, case_id))])
-    write_atomically(path, text.getvalue())
-
-
-def read_ground_truth(path: str | Path) -> dict[str, Floats]:
-    """Read the challenge's ``ground_truth.csv``; its columns must stand in CT-RATE's order.
-
-    Returns:
-        Case id -> 18 labels of 0 or 1.
-
-    Raises:
-        UnreadableFileError: Missing, or not a table.
-        InputError: Another order of labels, cases named twice, or a value that is neither 0 nor 1.
-    """
-    name = Path(path).name
-    header, rows = read_table(path)
-    expected = [ID_COLUMN, *DISEASE_NAMES]
-    if header != expected:
-        place = next(
-            (i for i, (a, b) in enumerate(zip(header, expected, strict=False)) if a != b), len(expected)
-        )
-        found = f"'{header[place]}'" if place < len(header) else "nothing"
-        wanted = f"'{expected[place]}'" if place < len(expected) else "nothing"
-        raise InputError(f"{name}: column {place + 1} is {found}, the challenge's order has {wanted} there")
-    ids = [case_id_of(row[0]) for row in rows]
-    check_unique(ids, name)
-    return {
-        case_id: _binary(_numbers(row[1:], name, case_id), name, case_id)
-        for case_id, row in zip(ids, rows, strict=True)
-    }
 
 
 # --- reports -----------------------------------------------------------------------------------------------------
@@ -368,17 +317,6 @@ def _probabilities(values: Sequence[Any] | Floats, name: str, case_id: str) -> F
         place = int(np.argmax(wrong))
         raise InputError(
             f"{name}: case {case_id} has {found[place]} for '{DISEASE_NAMES[place]}'; probabilities lie in 0..1"
-        )
-    return found
-
-
-def _binary(values: Sequence[Any] | Floats, name: str, case_id: str) -> Floats:
-    found = _numbers(values, name, case_id)
-    wrong = ~np.isin(found, (0.0, 1.0))
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        raise InputError(
-            f"{name}: case {case_id} has {found[place]} for '{DISEASE_NAMES[place]}'; labels are 0 or 1"
         )
     return found
 

@@ -1,12 +1,11 @@
 """Where to cut each disease's probability: tuned on one split, applied to another.
 
 CRG counts hits, misses and false alarms of all diseases together, but its sum has one term a disease, so that the best
-cut of each disease alone is the best of all. The challenge cuts at 0.5; `crg_shift` moves each disease's best cut there.
+cut of each disease alone is the best of all. The challenge cuts at 0.5; `shift_to_half` moves each disease's own cut there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ Objective = Literal["f1", "crg"]
 
 _JUST_BELOW_HALF = np.nextafter(0.5, 0)
 _EXTREME = 1e-12
-"""How near to 0 or 1 a cut may lie that `CrgShift` moves to 0.5."""
+"""How near to 0 or 1 a cut may lie that `shift_to_half` moves to 0.5."""
 
 
 def tune_thresholds(
@@ -88,36 +87,24 @@ def _every_cut(score_N: Floats, truth_N: Bools) -> tuple[Floats, Floats, Floats]
     return cut, np.r_[hit[::-1].cumsum()[::-1], 0.0], np.r_[alarm[::-1].cumsum()[::-1], 0.0]
 
 
-@dataclass(frozen=True)
-class CrgShift:
-    """Moves each disease's probabilities so that a given cut lands on 0.5; order within a disease is kept.
+def shift_to_half(probability_NK: NDArray[Any], threshold_K: NDArray[Any]) -> Floats:
+    """Move each disease's probabilities so that its threshold lands on 0.5; their order is kept.
 
-    Attributes:
-        threshold_K: The cut that 0.5 stands for after the shift.
-    """
+    The threshold's log-odds are subtracted from each probability's, and ``shifted >= 0.5`` holds exactly where
+    ``probability >= threshold``.
 
-    threshold_K: Floats
-
-    def apply(self, probability_NK: NDArray[Any]) -> Floats:
-        """Subtract the cut's log-odds from each probability's, exactly: ``shifted >= 0.5`` where ``p >= cut``.
-
-        Raises:
-            ValueError: The number of diseases differs.
-        """
-        p = np.asarray(probability_NK, dtype=np.float64)
-        if p.shape[-1] != self.threshold_K.size:
-            raise ValueError(f"a shift of {self.threshold_K.size} diseases for {p.shape[-1]}")
-        cut = np.clip(self.threshold_K, _EXTREME, 1 - _EXTREME)
-        above, below = p * (1 - cut), (1 - p) * cut
-        shifted = above / (above + below)
-        called = p >= self.threshold_K
-        return np.where(called, np.maximum(shifted, 0.5), np.minimum(shifted, _JUST_BELOW_HALF))
-
-
-def crg_shift(probability_NK: NDArray[Any], label_NK: NDArray[Any]) -> CrgShift:
-    """The shift that moves each disease's best CRG cut on these cases to 0.5.
+    Args:
+        probability_NK: Disease probabilities in [0, 1], of one case (K) or of many.
+        threshold_K: The probability from which on each disease is positive.
 
     Raises:
-        ValueError: As `tune_thresholds`.
+        ValueError: The number of diseases differs.
     """
-    return CrgShift(tune_thresholds(probability_NK, label_NK, "crg"))
+    p, threshold = np.asarray(probability_NK, dtype=np.float64), np.asarray(threshold_K, dtype=np.float64)
+    if p.shape[-1:] != threshold.shape:
+        raise ValueError(f"thresholds of {threshold.size} diseases for {p.shape[-1]}")
+    cut = np.clip(threshold, _EXTREME, 1 - _EXTREME)
+    with np.errstate(divide="ignore", over="ignore"):
+        odds_against = (1 - p) * cut / (p * (1 - cut))
+    shifted = 1 / (1 + odds_against)  # each step keeps the order, rounding included
+    return np.where(p >= threshold, np.maximum(shifted, 0.5), np.minimum(shifted, _JUST_BELOW_HALF))
