@@ -478,6 +478,43 @@ def train(
 
 
 @app.command()
+def challenge(
+    task: Annotated[str, typer.Option(help="classification, reports or boxes.")],
+    year: Annotated[int, typer.Option(help="Of the challenge: 2025 or 2026.")] = 2026,
+    inputs: Annotated[
+        Path,
+        typer.Option(
+            "--input", "-i", envvar="FORITHMUS_INPUT", help="Folder of the volumes: .mha, .nii.gz or .nii."
+        ),
+    ] = Path("/input"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", envvar="FORITHMUS_OUTPUT", help="Folder of the result file.")
+    ] = Path("/output"),
+    checkpoint: Annotated[
+        str, typer.Option(envvar="FORITHMUS_WEIGHTS", help="Checkpoint folder or shipped size.")
+    ] = "/weights",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier result file, once the new one is whole.")
+    ] = False,
+) -> None:
+    """Write the VLM3D challenge's result file for a folder of volumes, offline; all of them or nothing."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["PIP_NO_INDEX"] = "1"  # before what reads them is imported
+    from vlm3d.challenge import run_challenge
+
+    written = run_challenge(
+        inputs,
+        out,
+        lambda: _pipeline(checkpoint, "tiny", device, 0, with_report=task == "reports"),
+        _one_of(task, "--task", ("classification", "reports", "boxes")),
+        year=int(_one_of(str(year), "--year", ("2025", "2026"))),  # type: ignore[arg-type]
+        overwrite=overwrite,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(written)
+
+
+@app.command()
 def series(path: Annotated[Path, typer.Argument(help="DICOM folder or zip.")]) -> None:
     """List the series of a DICOM folder, numbered as --series takes them."""
     from vlm3d.io import list_series
