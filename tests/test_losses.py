@@ -95,12 +95,36 @@ def test_masks_by_name_keep_their_place() -> None:
     nodule = torch.ones(2, 2, 2, 2)
     effusion = torch.zeros(2, 2, 2, 2)
     effusion[1] = -1
-    masks, known = stack_lesion_masks({"lung_nodule": nodule, "pleural_effusion": effusion}, 5)
+    masks, known, _ = stack_lesion_masks({"lung_nodule": nodule, "pleural_effusion": effusion}, 5)
     assert masks[:, 4].eq(1).all()
     assert known.tolist() == [[False, True, False, False, True], [False, False, False, False, True]]
     assert masks.min() >= 0
     with pytest.raises(ValueError, match="tumor"):
         stack_lesion_masks({"tumor": nodule}, 5)
+
+
+def test_voxels_that_nobody_annotated_say_nothing() -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
+    masks = torch.randint(0, 2, (1, 2, 4, 4, 4))
+    outputs = {
+        "localization": {
+            "mask_logits": logits,
+            "coarser_logits": [torch.randn(1, 2, 2, 2, 2, requires_grad=True)],
+        }
+    }
+    in_part = masks.clone()
+    in_part[:, 1, 2:] = -1
+    loss = MultiTaskLoss(consistency_weight=0.0)
+    loss(outputs, {"lesion_masks": in_part})["localization"].backward()
+    assert (logits.grad[:, 1, 2:] == 0).all()
+    assert (logits.grad[:, 1, :2] != 0).all()
+    assert (logits.grad[:, 0] != 0).all()
+    annotated = torch.zeros_like(masks, dtype=torch.bool)
+    annotated[:, :, :2] = True
+    known = torch.ones(1, 2, dtype=torch.bool)
+    part = dice_bce_loss(logits, masks, known, annotated_BLDHW=annotated)
+    assert torch.allclose(part, dice_bce_loss(logits[:, :, :2], masks[:, :, :2], known))
 
 
 def outputs_and_batch() -> tuple[dict, dict, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The losses of the three tasks, and the ways to weigh them.
 
-A case may lack labels: a NaN disease label, a negative value in a lesion mask or a lesion missing from the dictionary, and
+A case may lack labels: a NaN disease label, a negative voxel in a lesion mask or a lesion missing from the dictionary, and
 a report token of -100 (or a masked one) are left out of the sums. A task without any label in a batch contributes zero.
 """
 
@@ -42,7 +42,12 @@ def classification_loss(
 
 
 def dice_bce_loss(
-    logits_BLDHW: Tensor, target_BLDHW: Tensor, known_BL: Tensor, *, smooth: float = 1.0
+    logits_BLDHW: Tensor,
+    target_BLDHW: Tensor,
+    known_BL: Tensor,
+    *,
+    annotated_BLDHW: Tensor | None = None,
+    smooth: float = 1.0,
 ) -> Tensor:
     """Minus the logarithm of each lesion's soft Dice over the whole batch, plus binary cross-entropy; known pairs only.
 
@@ -56,12 +61,20 @@ def dice_bce_loss(
         logits_BLDHW: Mask logits.
         target_BLDHW: Shares of 0 to 1; ignored where ``known_BL`` is False.
         known_BL: Whether the case's mask of that lesion is known.
+        annotated_BLDHW: False at voxels that are left out; None counts all.
         smooth: s above, in voxels.
     """
     target = target_BLDHW.to(logits_BLDHW.dtype)
-    bce_BL = F.binary_cross_entropy_with_logits(logits_BLDHW, target, reduction="none").flatten(2).mean(-1)
-    bce = (bce_BL * known_BL).sum() / known_BL.sum().clamp(min=1)
+    bce_BLDHW = F.binary_cross_entropy_with_logits(logits_BLDHW, target, reduction="none")
     probability = logits_BLDHW.sigmoid()
+    if annotated_BLDHW is None:
+        bce_BL = bce_BLDHW.flatten(2).mean(-1)
+    else:
+        bce_BL = (bce_BLDHW * annotated_BLDHW).flatten(2).sum(-1) / annotated_BLDHW.flatten(2).sum(-1).clamp(
+            min=1
+        )
+        probability, target = probability * annotated_BLDHW, target * annotated_BLDHW
+    bce = (bce_BL * known_BL).sum() / known_BL.sum().clamp(min=1)
     overlap_L = ((probability * target).flatten(2).sum(-1) * known_BL).sum(0)
     truth_L = (target.flatten(2).sum(-1) * known_BL).sum(0)
     total_L = (probability.flatten(2).sum(-1) * known_BL).sum(0) + truth_L
@@ -139,16 +152,17 @@ def _spatial(tensor: Tensor) -> tuple[int, int, int]:
 
 def stack_lesion_masks(
     lesion_masks: Mapping[str, Tensor] | Tensor, num_lesions: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Masks by name become one tensor and what is known of them.
 
     Args:
-        lesion_masks: Lesion key -> (B, D, H, W), or one tensor (B, L, D, H, W). A negative value anywhere in a case's mask
-            says that the case was not annotated for that lesion; so does a missing key.
+        lesion_masks: Lesion key -> (B, D, H, W), or one tensor (B, L, D, H, W). A negative value says that a voxel was not
+            annotated for that lesion; so does a missing key of all voxels.
         num_lesions: L; keys are those of `vlm3d.labels.first_lesions`.
 
     Returns:
-        Masks (B, L, D, H, W) of 0 and 1, and known (B, L).
+        Masks (B, L, D, H, W) of 0 and 1; known (B, L), where any voxel is annotated; and annotated (B, L, D, H, W), or None
+        where no mask is annotated in part.
 
     Raises:
         ValueError: A name is unknown, or no mask is given.
@@ -165,8 +179,10 @@ def stack_lesion_masks(
         stacked = torch.stack([lesion_masks.get(name, unknown).to(torch.int8) for name in names], dim=1)
     else:
         stacked = lesion_masks
-    known_BL = stacked.flatten(2).amin(-1) >= 0
-    return stacked.clamp(min=0), known_BL
+    voxels_BLN = stacked.flatten(2)
+    known_BL = voxels_BLN.amax(-1) >= 0
+    in_part = bool((known_BL & (voxels_BLN.amin(-1) < 0)).any())
+    return stacked.clamp(min=0), known_BL, stacked >= 0 if in_part else None
 
 
 class MultiTaskLoss(nn.Module):
@@ -257,13 +273,17 @@ class MultiTaskLoss(nn.Module):
 
     def _localization(self, output: Mapping[str, Any], lesion_masks: Mapping[str, Tensor] | Tensor) -> Tensor:
         logits = output["mask_logits"]
-        target, known_BL = stack_lesion_masks(lesion_masks, logits.shape[1])
+        target, known_BL, annotated = stack_lesion_masks(lesion_masks, logits.shape[1])
         target = target.to(logits.dtype)
-        loss = dice_bce_loss(logits, target, known_BL)
+        loss = dice_bce_loss(logits, target, known_BL, annotated_BLDHW=annotated)
         coarser = output["coarser_logits"]
         for level, coarse in enumerate(coarser, start=1):
-            pooled = F.adaptive_avg_pool3d(target, _spatial(coarse))
-            loss = loss + 0.5**level * dice_bce_loss(coarse, pooled, known_BL)
+            size = _spatial(coarse)
+            pooled = F.adaptive_avg_pool3d(target, size)
+            whole = (
+                None if annotated is None else F.adaptive_avg_pool3d(annotated.to(logits.dtype), size) == 1
+            )
+            loss = loss + 0.5**level * dice_bce_loss(coarse, pooled, known_BL, annotated_BLDHW=whole)
         loss = loss / sum(0.5**level for level in range(len(coarser) + 1))
         if output.get("patch_similarity") is not None:
             loss = loss + self.text_alignment_weight * text_alignment_loss(

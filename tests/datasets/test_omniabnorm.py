@@ -72,7 +72,9 @@ def test_a_key_slice_becomes_a_small_volume_with_its_mask(tmp_path: Path) -> Non
     assert set(np.flatnonzero(mask.any(axis=(1, 2)))) == {4}
     assert abs(int(mask.sum()) - 16 * 24) < 40  # JPEG's edges
     assert set(data.lesion_masks) == {"consolidation"}
-    assert case.facts["masks_cover"] == "key slice"
+    assert data.annotated_DHW is not None
+    assert set(np.flatnonzero(data.annotated_DHW.any(axis=(1, 2)))) == {4}
+    assert data.annotated_DHW[4].all()
 
 
 def test_window_and_spacing_come_from_the_entry_then_the_specification(tmp_path: Path) -> None:

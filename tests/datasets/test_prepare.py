@@ -22,17 +22,20 @@ import pytest
 from support import small_cases as made
 from support.small_cases import GRID, case, small_cases, small_data
 from vlm3d import cli
-from vlm3d.config import PreprocessingConfig
+from vlm3d.config import PhaseConfig, PreprocessingConfig, load_config
 from vlm3d.datasets import prepare as prepare_module
+from vlm3d.datasets.augmentation import NO_AUGMENTATION
 from vlm3d.datasets.case import CaseData
 from vlm3d.datasets.prepare import PrepareSummary, Progress, prepare
 from vlm3d.datasets.prepared import PreparedDataset
 from vlm3d.errors import ConfigError, DataError, MissingExtraError, OutputError
+from vlm3d.evaluation.store_truth import truth_of
 from vlm3d.io import read_mask, read_volume
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
 from vlm3d.preprocessing.geometry import ScanGeometry
 from vlm3d.preprocessing.intensity import window_in_place
 from vlm3d.preprocessing.preprocessor import Preprocessor
+from vlm3d.training.data import ScanStream
 from vlm3d.volume import RegionMap, Volume
 
 NODULE = 1 << LESION_KEYS.index("lung_nodule")
@@ -199,6 +202,35 @@ def test_a_report_written_from_labels_is_written_anew_with_them(tmp_path: Path) 
     (after,) = PreparedDataset(tmp_path / "s").cases
     assert after.report_is_synthetic
     assert after.report != before.report
+
+
+def test_masks_of_some_slices_say_nothing_of_the_others(tmp_path: Path) -> None:
+    def load() -> CaseData:
+        data = small_data()
+        annotated_DHW = np.zeros(data.volume.shape_DHW, bool)
+        annotated_DHW[18:24] = True
+        return replace(data, annotated_DHW=annotated_DHW)
+
+    here([case("case_0", load), case("case_1", small_data)], tmp_path / "s")
+    dataset = PreparedDataset(tmp_path / "s")
+    part, whole = dataset.cases
+    assert whole.annotated_slices == slice(0, whole.shape_DHW[0])
+    assert 0 < part.annotated_slices.stop - part.annotated_slices.start < part.shape_DHW[0]
+    assert truth_of(dataset, 0).load_masks is None
+    assert truth_of(dataset, 1).load_masks is not None
+    config = load_config("tiny")
+    training = config.training.model_copy(update={"augmentation": NO_AUGMENTATION})
+    quiet = config.model_copy(update={"training": training})
+    stream = ScanStream(dataset, quiet, PhaseConfig(without_regions=0.0), 1)
+    scans = {scan.case_id: scan for scan in (stream[0], stream[1])}
+    masks_LDHW = scans["case_0"].masks_LDHW
+    beyond = np.ones(part.shape_DHW[0], bool)
+    beyond[part.annotated_slices] = False
+    assert (masks_LDHW[:, beyond] == -1).all()
+    assert (masks_LDHW[4, ~beyond] >= 0).all()
+    assert masks_LDHW[4].max() == 1
+    assert not scans["case_0"].guidance_KZYX.any()
+    assert (scans["case_1"].masks_LDHW[4] >= 0).all()
 
 
 def test_another_case_of_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class CaseData:
         regions: Its anatomical regions on the scan's grid and axes, or None.
         lesion_masks: Lesion key -> bool mask on the scan's grid and axes. A key that is missing was not annotated; a mask
             without a voxel says that the lesion is not there.
+        annotated_DHW: Where masks say anything, as a bool mask on the scan's grid and axes; None is everywhere.
         labels_K: As in `Case`, where only reading tells them (a phantom's); None leaves the case's own.
         report: As in `Case`; None leaves the case's own.
         report_is_synthetic: As in `Case`; None leaves the case's own.
@@ -36,6 +37,7 @@ class CaseData:
     volume: Volume
     regions: RegionMap | None = None
     lesion_masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    annotated_DHW: NDArray[np.bool_] | None = None
     labels_K: tuple[float, ...] | None = None
     report: str | None = None
     report_is_synthetic: bool | None = None

@@ -10,7 +10,7 @@ FOLDER/*.json   {"<id>": {"image": folder, "context": [-4 … 4], "mask": folder
 Each key slice becomes a small volume of up to nine slices. The pictures hold a window of HU that nobody wrote down, and
 no voxel size: both come from the JSON entry (``window_hu``, ``spacing_mm``), from the specification, or are assumed, and
 the volume's notes say which. Only findings that are marked are known: all other diseases are unknown, not absent; and
-their masks cover the key slice alone (``facts["masks_cover"]``).
+their masks cover the key slice alone (``CaseData.annotated_DHW``).
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def load_omniabnorm(stack: SliceStack, name: str) -> CaseData:
         for file in files:
             mask_DHW[key_index] |= _mask(file, key_HW.shape, name)
         masks[lesion] = mask_DHW
-    return CaseData(volume=volume, lesion_masks=masks)
+    annotated_DHW = np.zeros(volume.shape_DHW, bool)
+    annotated_DHW[key_index] = True
+    return CaseData(volume=volume, lesion_masks=masks, annotated_DHW=annotated_DHW)
 
 
 def _case(
@@ -209,7 +211,7 @@ def _case(
         split=split,
         labels_K=labels,
         report=finding_text(abnormalities),
-        facts={"findings": findings, "masks_cover": "key slice"},
+        facts={"findings": findings},
     )
 
 

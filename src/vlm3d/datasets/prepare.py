@@ -25,6 +25,7 @@ from vlm3d.config import PreprocessingConfig
 from vlm3d.datasets.case import Case
 from vlm3d.datasets.fingerprint import AnatomyMode, Fingerprint, open_store
 from vlm3d.datasets.store import (
+    ANNOTATED_SLICES,
     CASE,
     CASES,
     MANIFEST,
@@ -174,6 +175,11 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         if voxels[key]:
             bits_DHW |= found_DHW.view(np.uint8) << STORED_LESION_KEYS.index(key)
     described = with_synthetic_report(case, data, regions)
+    facts = dict(described.facts)
+    if data.annotated_DHW is not None:
+        seen_DHW = preprocessor.apply_masks({"annotated": data.annotated_DHW}, scan.geometry)["annotated"]
+        slices = np.flatnonzero(seen_DHW.any(axis=(1, 2)))
+        facts[ANNOTATED_SLICES] = [int(slices[0]), int(slices[-1]) + 1] if len(slices) else [0, 0]
     affine = scan.geometry.model_affine
     prepared = PreparedCase(
         case_id=case.case_id,
@@ -185,7 +191,7 @@ def _prepared(case: Case, job: _Job) -> tuple[PreparedCase, dict[str, NDArray[An
         lesion_voxels={key: voxels[key] for key in STORED_LESION_KEYS if key in voxels},
         report=described.report,
         report_is_synthetic=described.report_is_synthetic,
-        facts=dict(described.facts),
+        facts=facts,
         shape_DHW=scan.geometry.model_shape_DHW,
         spacing_mm=scan.geometry.model_spacing_mm,
         affine=tuple(tuple(float(x) for x in row) for row in affine),
@@ -299,7 +305,7 @@ def _take_over_words(out: Path, cases: Iterable[Case], ready: dict[str, Prepared
         if case.report is not None:
             now = replace(now, report=case.report, report_is_synthetic=case.report_is_synthetic)
         if case.labels_K is not None and not _same_labels(found.labels_K, case.labels_K):
-            now = replace(now, labels_K=case.labels_K, facts=dict(case.facts) or found.facts)
+            now = replace(now, labels_K=case.labels_K, facts={**found.facts, **case.facts})
             if now.report is None or (now.report_is_synthetic and case.report is None):
                 del ready[case.case_id]
                 continue

@@ -45,6 +45,9 @@ MANIFEST, FAILED, CASES, CASE = (
 ARRAYS: dict[str, type[np.generic]] = {"image": np.int16, "regions": np.uint8, "lesions": np.uint8}
 """Arrays of a case and their number types."""
 
+ANNOTATED_SLICES = "annotated_slices"
+"""Fact of a case whose masks cover some slices only: [first, last + 1] of its grid."""
+
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 CHUNK_DHW, BLOCK_DHW = (16, 128, 128), (8, 32, 32)
@@ -62,7 +65,8 @@ class PreparedCase:
         source: As in `Case`.
         split: As in `Case`.
         labels_K: 0, 1 or NaN (unknown) for each disease, or None where no label is known.
-        known_lesions: Lesions that were annotated, whether found or not; of all others the masks say nothing.
+        known_lesions: Lesions that were annotated, whether found or not; of all others the masks say nothing. Where
+            ``facts`` has `ANNOTATED_SLICES`, they say something in these alone.
         lesion_voxels: Known lesion -> voxels of its mask on this grid.
         report: Text, or None.
         report_is_synthetic: As in `Case`.
@@ -93,6 +97,11 @@ class PreparedCase:
     regions_method: str | None
     notes: tuple[str, ...]
     files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def annotated_slices(self) -> slice:
+        """Along D, where masks of known lesions say anything."""
+        return slice(*self.facts.get(ANNOTATED_SLICES, (0, self.shape_DHW[0])))
 
     def to_json(self) -> str:
         """One line of JSON; an unknown label is null."""

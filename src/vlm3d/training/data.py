@@ -30,6 +30,8 @@ from vlm3d.preprocessing.intensity import OUTSIDE_VALUE, window_in_place
 logger = logging.getLogger(__name__)
 
 _LESION_BITS = 8  # of the stored lesions; the marks of guidance follow while a scan is varied
+_NOT_ANNOTATED = np.uint32(1 << 31)
+"""Marks slices of which the masks say nothing."""
 _TRIES = 50  # damaged scans in a row, after which a store is beyond use
 
 
@@ -174,7 +176,12 @@ class ScanStream(Dataset[Scan]):
             count = min(self.num_diseases, len(case.labels_K))
             labels_K[:count] = case.labels_K[:count]
         regions_DHW = arrays.regions_DHW if case.regions_method is not None else None
-        marks_DHW = guidance_bits(case, regions_DHW, arrays.lesion_bits_DHW) << np.uint32(_LESION_BITS)
+        annotated = case.annotated_slices
+        if annotated == slice(0, case.shape_DHW[0]):
+            marks_DHW = guidance_bits(case, regions_DHW, arrays.lesion_bits_DHW) << np.uint32(_LESION_BITS)
+        else:  # where findings lie beyond these slices is not known
+            marks_DHW = np.full(case.shape_DHW, _NOT_ANNOTATED)
+            marks_DHW[annotated] = 0
         return TrainingSample(
             arrays.hu_DHW,
             regions_DHW,
@@ -197,15 +204,16 @@ class ScanStream(Dataset[Scan]):
         if self.phase.scan_crop is not None:
             sample, place = self._cut_out(sample, rng)
         intensity_DHW = window_in_place(sample.hu_DHW.astype(np.float32), self.hu_window)
+        bits_DHW = sample.lesion_bits_DHW
+        masks_LDHW = lesion_masks(bits_DHW.astype(np.uint8), known, self.lesion_keys)
+        masks_LDHW[:, (bits_DHW & _NOT_ANNOTATED) > 0] = -1
         return Scan(
             sample.case_id,
             intensity_DHW,
             None if hidden else sample.regions_DHW,
-            lesion_masks(sample.lesion_bits_DHW.astype(np.uint8), known, self.lesion_keys),
+            masks_LDHW,
             patch_guidance(
-                (sample.lesion_bits_DHW >> np.uint32(_LESION_BITS)).astype(np.uint32),
-                self.patch_size,
-                self.num_diseases,
+                (bits_DHW & ~_NOT_ANNOTATED) >> np.uint32(_LESION_BITS), self.patch_size, self.num_diseases
             ),
             sample.labels_K,
             sample.report,
