@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from support.scan_files import affine_of, canonical, set_pixels, small_chest, write_dicom
+from support.scan_files import affine_of, canonical, set_pixels, small_chest, with_values, write_dicom
 from vlm3d.errors import NotAChestCTError, SeriesError, UnreadableFileError
 from vlm3d.io import list_series, read_volume
 
@@ -27,17 +27,6 @@ OTHER = "1.2.826.0.1.3680043.8.498.2"
 def without(*indices: int) -> Callable[[Dataset, int], Dataset | None]:
     """Leave slices out."""
     return lambda dataset, index: None if index in indices else dataset
-
-
-def with_values(**values: object) -> Callable[[Dataset, int], Dataset]:
-    """Set elements of every slice."""
-
-    def change(dataset: Dataset, index: int) -> Dataset:
-        for key, value in values.items():
-            setattr(dataset, key, value)
-        return dataset
-
-    return change
 
 
 def test_slices_are_sorted_by_position_not_by_name_or_number(tmp_path: Path) -> None:
@@ -151,9 +140,7 @@ def test_two_patients_with_one_series_uid_are_never_merged(tmp_path: Path) -> No
 
 def test_duplicate_positions_are_dropped_with_a_note(tmp_path: Path) -> None:
     write_dicom(tmp_path, CHEST, AFFINE, prefix="A")
-    write_dicom(
-        tmp_path, CHEST[3:6], AFFINE @ shifted_up(3), prefix="B", change=with_values(AcquisitionNumber=2)
-    )
+    write_dicom(tmp_path, CHEST[3:6], AFFINE @ shifted_up(3), prefix="B")
     scan = read_volume(tmp_path)
     np.testing.assert_array_equal(scan.voxels_DHW, CHEST)
     assert any(note.startswith("3 slices") for note in scan.notes)
@@ -391,6 +378,44 @@ def subset(dataset: Dataset, *keys: str) -> Dataset:
     for key in keys:
         setattr(part, key, dataset.get(key))
     return part
+
+
+@pytest.mark.parametrize("spacing", [["-7", "6.5"], ["7", "-6.5"], ["0", "6.5"], ["1e4", "6.5"]])
+def test_a_pixel_spacing_that_no_scanner_has_is_refused(tmp_path: Path, spacing: list[str]) -> None:
+    """A negative one would mirror the patient."""
+    folder = write_dicom(tmp_path / "s", CHEST, AFFINE, change=with_values(PixelSpacing=spacing))
+    with pytest.raises(SeriesError, match="pixel spacing"):
+        read_volume(folder)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", ["1e300", "-9e4", "6000"])
+def test_absurd_positions_are_one_short_line(tmp_path: Path, far: str) -> None:
+    def moved(dataset: Dataset, index: int) -> Dataset:
+        if index > 5:
+            dataset.ImagePositionPatient[2] = far
+        return dataset
+
+    folder = write_dicom(tmp_path / "s", CHEST, AFFINE, change=moved)
+    with pytest.raises(SeriesError) as refused:
+        read_volume(folder)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("slope", ["1e30", "1e300"])
+def test_an_absurd_slope_is_refused_without_warnings(tmp_path: Path, slope: str) -> None:
+    folder = write_dicom(tmp_path / "s", CHEST, AFFINE, change=with_values(RescaleSlope=slope))
+    with pytest.raises(NotAChestCTError):
+        read_volume(folder)
+
+
+def test_a_slice_without_an_image_is_noted(tmp_path: Path) -> None:
+    def emptied(dataset: Dataset, index: int) -> Dataset:
+        return set_pixels(dataset, np.zeros((40, 44), np.uint16)) if index in (6, 7) else dataset
+
+    scan = read_volume(write_dicom(tmp_path / "s", CHEST, AFFINE, change=emptied))
+    assert any("2 slices without an image" in note for note in scan.notes)
 
 
 def test_another_modality_is_no_ct(tmp_path: Path) -> None:

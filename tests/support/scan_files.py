@@ -145,6 +145,17 @@ def write_dicom(
     return folder
 
 
+def with_values(**values: object) -> Callable[[Dataset, int], Dataset]:
+    """Set elements of every slice."""
+
+    def change(dataset: Dataset, index: int) -> Dataset:
+        for key, value in values.items():
+            setattr(dataset, key, value)
+        return dataset
+
+    return change
+
+
 def ct_slice(
     plane: np.ndarray,
     position_lps: np.ndarray,

@@ -9,7 +9,7 @@ from pathlib import Path
 from isal import isal_zlib
 
 from vlm3d.errors import UnreadableFileError
-from vlm3d.io.dicom_headers import has_dicom_magic
+from vlm3d.io.dicom_files import has_dicom_magic
 from vlm3d.io.nifti import has_nifti_magic
 from vlm3d.io.raster import DAMAGED
 from vlm3d.io.wording import reason, shown

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from vlm3d.errors import SeriesError, UnreadableFileError
 from vlm3d.io.dicom_geometry import evenly_stacked, stack_affine, stack_slices, untilted
 from vlm3d.io.dicom_headers import Slice, read_headers, slices_of
-from vlm3d.io.dicom_pixels import decode_slices
+from vlm3d.io.dicom_pixels import check_units, decode_slices
 from vlm3d.io.dicom_series import Series, SeriesInfo, choose_series, group_series
 from vlm3d.io.geometry import normalize_affine
-from vlm3d.io.wording import shown
+from vlm3d.io.wording import counted, shown
 from vlm3d.volume import Volume
 
 
@@ -29,13 +31,14 @@ def read_dicom(path: Path, series: str | None = None, name: str | None = None) -
         UnreadableFileError: A slice is damaged, or compressed in a way that no decoder here knows.
     """
     name = name or shown(path)
-    found, damaged = _find(path, name)
+    found, folder_notes = _find(path, name)
     within = path if path.is_file() and series is None else None
-    chosen, notes = choose_series(found, name, series, within)
-    if damaged:
-        notes = (*notes, f"{damaged} damaged DICOM files were left out")
+    chosen, choice_notes = choose_series(found, name, series, within)
+    unit_notes = check_units(chosen.slices, name)
     stack = stack_slices(chosen.slices, name)
-    voxels = evenly_stacked(decode_slices(stack.slices), stack)
+    measured = decode_slices(stack.slices)
+    notes = (*choice_notes, *folder_notes, *unit_notes, *_blank_notes(measured), *stack.notes)
+    voxels = evenly_stacked(measured, stack)
     affine = stack_affine(stack)
     if stack.tilt_degrees:
         voxels, affine = untilted(voxels, affine, name)
@@ -44,7 +47,7 @@ def read_dicom(path: Path, series: str | None = None, name: str | None = None) -
         voxels,
         affine,
         source=name,
-        notes=(*notes, *stack.notes),
+        notes=notes,
         acquisition=_acquisition(stack.slices[0]),
     )
 
@@ -59,23 +62,34 @@ def list_dicom_series(path: Path, name: str | None = None) -> list[SeriesInfo]:
     return [item.info for item in found]
 
 
-def _find(path: Path, name: str) -> tuple[list[Series], int]:
+def _find(path: Path, name: str) -> tuple[list[Series], tuple[str, ...]]:
+    """The series around a path, and what of them may be missing."""
     if path.is_file():
         try:
             own = slices_of(path)
+        except UnreadableFileError:
+            raise
         except Exception as error:  # pydicom raises a dozen kinds on hostile bytes
             raise UnreadableFileError(
                 f"{name} is a damaged DICOM file (its header cannot be parsed). Copy it again."
             ) from error
         if own and own[0].frame is not None:
-            return group_series(own), 0
-        slices, damaged = read_headers(path.parent, nested=False)
+            return group_series(own), ()
+        headers = read_headers(path.parent, nested=False)
     else:
-        slices, damaged = read_headers(path)
-    if not slices:
-        found = f"{damaged} damaged DICOM files" if damaged else "no DICOM image"
-        raise SeriesError(f"{name} holds {found}. Give the folder of a CT series.")
-    return group_series(slices), damaged
+        headers = read_headers(path)
+    if not headers.slices:
+        why = f" ({'; '.join(headers.notes)})" if headers.notes else ""
+        raise SeriesError(f"{name} holds no DICOM image{why}. Give the folder of a CT series.")
+    return group_series(headers.slices), headers.notes
+
+
+def _blank_notes(voxels_DHW: NDArray[Any]) -> tuple[str, ...]:
+    """A note where slices among others hold one value throughout, as files do that were copied in part."""
+    blank = sum(bool(plane.min() == plane.max()) for plane in voxels_DHW)
+    if not 0 < blank < len(voxels_DHW):
+        return ()
+    return (f"{counted(blank, 'slice')} without an image (one value throughout) in this series",)
 
 
 def _acquisition(first: Slice) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from vlm3d.errors import SeriesError
-from vlm3d.io.dicom_headers import Slice
+from vlm3d.io.dicom_headers import SAME_PLACE_MM, Slice
 from vlm3d.io.geometry import LPS_TO_RAS
 from vlm3d.io.hounsfield import INT16, PADDING_HU
-from vlm3d.io.limits import MAX_VOXELS, MIN_SLICES
+from vlm3d.io.limits import MAX_EXTENT_MM, MAX_VOXELS, MIN_SLICES
+from vlm3d.io.wording import counted
 
 MAX_MISSING_IN_A_GAP = 2
 MAX_MISSING_SHARE = 0.2
@@ -22,7 +23,7 @@ EVEN_WITHIN = 0.02
 """Positions off the even grid by this share of a step are rounding, not unevenness."""
 RESAMPLED_WITHIN = 0.25
 """Up to this share they are resampled; beyond, the series is refused."""
-_SAME_PLACE_MM = 0.01
+_WIDEST_SPAN_MM = 5000.0
 _TILT_PIXELS = 0.5
 _STRAIGHT_PIXELS = 1.0
 
@@ -68,6 +69,12 @@ def stack_slices(slices: Sequence[Slice], name: str) -> Stack:
         raise SeriesError(
             f"{name} has slices without a position (ImagePositionPatient). Export the series again."
         )
+    if min(first.pixel_spacing_mm) <= 0 or max(first.pixel_spacing_mm) > MAX_EXTENT_MM:
+        row_mm, column_mm = first.pixel_spacing_mm
+        raise SeriesError(
+            f"{name} states a pixel spacing of {row_mm:g} x {column_mm:g} mm; between 0 and "
+            f"{MAX_EXTENT_MM:.0f} is possible. Export the series again."
+        )
     normal = np.cross(*first.orientation_lps)
     ordered, heights, notes = _without_duplicates(slices, normal)
     if len(ordered) < MIN_SLICES:
@@ -75,6 +82,9 @@ def stack_slices(slices: Sequence[Slice], name: str) -> Stack:
             f"{name} has slices at {len(ordered)} positions; vlm3d needs at least {MIN_SLICES}. Give the "
             "whole series."
         )
+    acquisitions = {item.acquisition for item in ordered} - {None}
+    if len(acquisitions) > 1:
+        notes.append(f"{len(acquisitions)} acquisitions that continue each other joined")
     positions, count, gap_notes = _even_grid(heights, name)
     places = np.array([item.position_lps for item in ordered])
     span_lps = places[-1] - places[0]
@@ -174,8 +184,8 @@ def _without_duplicates(
     with_height = sorted(
         ((float(item.position_lps @ normal), item) for item in slices if item.position_lps is not None),
         key=lambda pair: (
-            round(pair[0] / _SAME_PLACE_MM),
-            pair[1].acquisition,
+            round(pair[0] / SAME_PLACE_MM),
+            pair[1].acquisition or 0,
             pair[1].instance,
             str(pair[1].path),
         ),
@@ -183,7 +193,7 @@ def _without_duplicates(
     kept: list[Slice] = []
     heights: list[float] = []
     for height, item in with_height:
-        if heights and height - heights[-1] <= _SAME_PLACE_MM:
+        if heights and height - heights[-1] <= SAME_PLACE_MM:
             continue
         kept.append(item)
         heights.append(height)
@@ -191,12 +201,18 @@ def _without_duplicates(
     return (
         kept,
         np.array(heights),
-        [f"{dropped} slices at positions already taken were dropped"] if dropped else [],
+        [f"{counted(dropped, 'slice')} at positions already taken dropped (copies or another phase)"]
+        if dropped
+        else [],
     )
 
 
 def _even_grid(heights: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], int, list[str]]:
     """Positions in steps of an even grid, the number of its slices, and notes."""
+    if heights[-1] - heights[0] > _WIDEST_SPAN_MM:
+        raise SeriesError(
+            f"{name} has slices spread over {heights[-1] - heights[0]:.0f} mm: no single volume. Is a header damaged?"
+        )
     gaps = np.diff(heights)
     step = float(np.percentile(gaps, 50, method="lower"))  # a gap that is there, not a mean of two
     steps_in_gap = np.maximum(1, np.round(gaps / step)).astype(int)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from vlm3d.errors import SeriesError
-from vlm3d.io.wording import printable, shown
+from vlm3d.io.body_part import coded_part, named_parts
+from vlm3d.io.dicom_files import (
+    files_in,
+    first_bytes,
+    has_dicom_magic,
+    is_named_dicom,
+    may_be_a_slice,
+    quiet_pydicom,
+    read_elements,
+)
+from vlm3d.io.limits import FARTHEST_MM
+from vlm3d.io.wording import counted, printable
 
-MAX_FILES = 50_000
 MAX_ROWS = 8192
+SAME_PLACE_MM = 0.01
+"""Slices closer than this lie at one place."""
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+_T = TypeVar("_T")
 
 _TAGS = [
     "ImageType",
@@ -46,12 +57,16 @@ _TAGS = [
     "RescaleSlope",
     "RescaleIntercept",
     "RescaleType",
+    "BodyPartExamined",
+    "SeriesDescription",
+    "ProtocolName",
     "ConvolutionKernel",
     "Manufacturer",
     "KVP",
     "SliceThickness",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "DirectoryRecordSequence",
 ]
 
 
@@ -64,9 +79,13 @@ class Slice:
         frame: Index in a multi-frame file, else None.
         series_uid: The series; shown to users only shortened.
         owner: A digest of patient and study, to keep two people's slices apart without naming them.
+        body_part: As the header codes it, where it does.
+        named_parts: What the words of the header name, as `body_part.named_parts` tells it; the words are not kept.
+        acquisition: Its number, where the header has one.
         position_lps: Center of the first pixel, LPS mm; None where the header has none.
         orientation_lps: Unit vectors along a row and along a column, (2, 3); None where the header has none.
         pixel_spacing_mm: Between rows, between columns.
+        rescale_type: The unit that slope and intercept lead to, as stated.
         padding: Stored value that marks pixels outside the field of view.
     """
 
@@ -76,12 +95,14 @@ class Slice:
     owner: str
     sop_class: str
     modality: str
+    body_part: str
+    named_parts: frozenset[str]
     image_type: tuple[str, ...]
     kernel: str
     manufacturer: str
     kvp: float | None
     thickness_mm: float | None
-    acquisition: int
+    acquisition: int | None
     instance: int
     rows: int
     columns: int
@@ -91,6 +112,7 @@ class Slice:
     pixel_spacing_mm: tuple[float, float] | None
     slope: float
     intercept: float
+    rescale_type: str
     padding: int | None
 
     @property
@@ -117,56 +139,78 @@ class Slice:
         return normal is not None and abs(float(normal[2])) > 0.7
 
 
-def read_headers(folder: Path, *, nested: bool = True) -> tuple[list[Slice], int]:
-    """Headers of all DICOM images in a folder.
+@dataclass(frozen=True)
+class FolderHeaders:
+    """What the files of a folder gave.
 
-    Returns:
-        The slices, and the number of files that look like DICOM but are damaged.
+    Attributes:
+        slices: Of all images.
+        damaged: Files that start as DICOM does, or are named so, and cannot be parsed.
+        unusable: Files in the place of slices that cannot be opened, are empty or hold only zeros.
+        closed: Subfolders that may not be opened.
+    """
+
+    slices: list[Slice]
+    damaged: int = 0
+    unusable: int = 0
+    closed: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of it may be missing in a scan."""
+        notes = []
+        if self.damaged:
+            notes.append(f"{counted(self.damaged, 'damaged DICOM file')} left out; slices may be missing")
+        if self.unusable:
+            notes.append(
+                f"{counted(self.unusable, 'file')} could not be read or "
+                f"{'is' if self.unusable == 1 else 'are'} empty; slices may be missing"
+            )
+        if self.closed:
+            notes.append(f"{counted(self.closed, 'folder')} could not be opened; slices may be missing")
+        return tuple(notes)
+
+
+def read_headers(folder: Path, *, nested: bool = True) -> FolderHeaders:
+    """Headers of all DICOM images in a folder.
 
     Raises:
         SeriesError: More files than are accepted.
+        UnreadableFileError: The folder may not be opened.
     """
     slices: list[Slice] = []
+    unusable: list[Path] = []
+    closed: list[Path] = []
     damaged = 0
-    for path in _files(folder, nested):
-        if not looks_like_dicom(path):
-            continue
-        try:
-            slices.extend(slices_of(path))
-        except Exception:  # pydicom raises a dozen kinds on hostile bytes; any of them means a damaged file
+    for path in files_in(folder, nested=nested, closed=closed):
+        head = first_bytes(path)
+        if not any(head):
+            unusable.append(path)
+        elif has_dicom_magic(head):
+            try:
+                slices.extend(slices_of(path))
+            except (
+                Exception
+            ):  # pydicom raises a dozen kinds on hostile bytes; any of them means a damaged file
+                damaged += 1
+        elif is_named_dicom(path):
             damaged += 1
-    return slices, damaged
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the file starts as DICOM does, with or without its preamble."""
-    try:
-        with path.open("rb") as file:
-            return has_dicom_magic(file.read(132))
-    except OSError:
-        return False
-
-
-def has_dicom_magic(head: bytes) -> bool:
-    """``DICM`` after 128 bytes, or a first element of group 0008 (old files without preamble)."""
-    without_preamble = head[:2] == b"\x08\x00" and head[2:4] in (
-        b"\x00\x00",
-        b"\x01\x00",
-        b"\x05\x00",
-        b"\x08\x00",
-    )
-    return head[128:132] == b"DICM" or without_preamble
+    good = {item.path for item in slices}
+    missing = sum(may_be_a_slice(path, good) for path in unusable)
+    return FolderHeaders(slices, damaged, missing, len(closed))
 
 
 def slices_of(path: Path) -> list[Slice]:
     """The slices of one file: one, or one a frame, or none where it holds no image.
 
     Raises:
+        UnreadableFileError: It is deflated and too large.
         Exception: Whatever pydicom makes of a damaged file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+    with quiet_pydicom():
+        dataset = read_elements(path, _TAGS, pixels=False)
+        if "DirectoryRecordSequence" in dataset:
+            return []  # a DICOMDIR
         if "SOPClassUID" not in dataset:
             raise ValueError("no SOP class")
         if "Rows" not in dataset:
@@ -181,26 +225,12 @@ def slices_of(path: Path) -> list[Slice]:
         return [_slice_of(dataset, path, i, [group, *shared]) for i, group in enumerate(groups)]
 
 
-def _files(folder: Path, nested: bool) -> Iterator[Path]:
-    count = 0
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if nested else []
-        for name in sorted(names):
-            path = Path(parent, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            count += 1
-            if count > MAX_FILES:
-                raise SeriesError(
-                    f"{shown(folder)} holds more than {MAX_FILES} files; give the folder of one study."
-                )
-            yield path
-
-
 def _slice_of(
     dataset: pydicom.Dataset, path: Path, frame: int | None, places: Sequence[pydicom.Dataset]
 ) -> Slice:
-    rescale = _nested(places, "PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+    rescale = _nested(
+        places, "PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept", "RescaleType"
+    )
     position = _numbers(_nested(places, "PlanePositionSequence", "ImagePositionPatient")[0], 3)
     orientation = _numbers(_nested(places, "PlaneOrientationSequence", "ImageOrientationPatient")[0], 6)
     spacing = _numbers(_nested(places, "PixelMeasuresSequence", "PixelSpacing")[0], 2)
@@ -208,21 +238,25 @@ def _slice_of(
     intercept = 0.0 if rescale[1] in (None, "") else float(rescale[1])
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise ValueError("rescale is not a number")
-    owner = "|".join(str(dataset.get(key, "")) for key in ("PatientID", "PatientName", "StudyInstanceUID"))
+    body_part, *words = (
+        _text(dataset, key) for key in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
+    )
     return Slice(
         path=path,
         frame=frame,
         series_uid=str(dataset.get("SeriesInstanceUID", "")),
-        owner=hashlib.sha256(owner.encode()).hexdigest()[:16],
+        owner=_owner(dataset),
         sop_class=str(dataset.SOPClassUID),
         modality=printable(str(dataset.get("Modality", "")))[:16],
+        body_part=coded_part(body_part),
+        named_parts=named_parts(body_part, *words),
         image_type=tuple(str(word) for word in _listed(dataset.get("ImageType"))),
         kernel=printable(" ".join(str(word) for word in _listed(dataset.get("ConvolutionKernel"))))[:40],
         manufacturer=printable(str(dataset.get("Manufacturer", "") or ""))[:40],
-        kvp=_number(dataset.get("KVP")),
-        thickness_mm=_number(dataset.get("SliceThickness")),
-        acquisition=int(dataset.get("AcquisitionNumber") or 0),
-        instance=int(dataset.get("InstanceNumber") or 0) if frame is None else frame,
+        kvp=_optional(dataset, "KVP", float),
+        thickness_mm=_optional(dataset, "SliceThickness", float),
+        acquisition=_acquisition(dataset, places),
+        instance=_optional(dataset, "InstanceNumber", int) or 0 if frame is None else frame,
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         samples=int(dataset.get("SamplesPerPixel") or 1),
@@ -231,8 +265,23 @@ def _slice_of(
         pixel_spacing_mm=None if spacing is None else (float(spacing[0]), float(spacing[1])),
         slope=slope,
         intercept=intercept,
+        rescale_type=str(rescale[2] or "").strip().upper(),
         padding=_padding(dataset),
     )
+
+
+def _owner(dataset: pydicom.Dataset) -> str:
+    """A digest of patient and study; the name counts only where there is no number, since names are corrected."""
+    patient = str(dataset.get("PatientID") or "").strip() or str(dataset.get("PatientName") or "")
+    owner = f"{patient}|{dataset.get('StudyInstanceUID', '')}"
+    return hashlib.sha256(owner.encode()).hexdigest()[:16]
+
+
+def _acquisition(dataset: pydicom.Dataset, places: Sequence[pydicom.Dataset]) -> int | None:
+    """The number of a frame's acquisition in an enhanced image, of the file's in a classic one."""
+    content = places[0].get("FrameContentSequence")
+    frame = _optional(content[0], "FrameAcquisitionNumber", int) if content else None
+    return _optional(dataset, "AcquisitionNumber", int) if frame is None else frame
 
 
 def _nested(places: Sequence[pydicom.Dataset], sequence: str, *keys: str) -> list[Any]:
@@ -277,13 +326,19 @@ def _numbers(value: Any, count: int) -> NDArray[np.float64] | None:
     numbers = np.array([float(part) for part in value], dtype=np.float64)
     if len(numbers) != count:
         return None
-    if not np.isfinite(numbers).all():
-        raise ValueError("a number is not finite")
+    if not (np.abs(numbers) <= FARTHEST_MM).all():
+        raise ValueError("a number is not finite, or absurdly large")
     return numbers
 
 
-def _number(value: Any) -> float | None:
+def _text(dataset: pydicom.Dataset, key: str) -> str:
+    return _optional(dataset, key, str) or ""
+
+
+def _optional(dataset: pydicom.Dataset, key: str, kind: Callable[[Any], _T]) -> _T | None:
+    """An element that no slice needs; absent where it cannot be parsed."""
     try:
-        return None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
+        value = dataset.get(key)
+        return None if value in (None, "") else kind(value)
+    except (TypeError, ValueError, OverflowError):
         return None

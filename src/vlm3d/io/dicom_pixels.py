@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,19 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+)
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
+from vlm3d.io.codestream import codestream_size
+from vlm3d.io.dicom_files import quiet_pydicom, read_elements
 from vlm3d.io.dicom_headers import MAX_ROWS, Slice
 from vlm3d.io.hounsfield import PADDING_HU, rescaled
 from vlm3d.io.limits import MAX_VOXELS
@@ -39,8 +47,30 @@ _PIXEL_TAGS: list[Any] = [
     "DoubleFloatPixelData",
 ]
 """No patient data among them, so an error about them can be shown."""
+_CODESTREAMS = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 _PADDING_PLAUSIBLE_BELOW_HU = -900
 _PADDING_PLAUSIBLE_ABOVE_HU = 3000
+
+
+_OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""DICOM's terms of RescaleType that are no Hounsfield units (PS3.3, C.11.1.1.2)."""
+
+
+def check_units(slices: Sequence[Slice], name: str) -> tuple[str, ...]:
+    """A note where a series does not state Hounsfield units plainly; one without a unit is taken to be in HU.
+
+    Raises:
+        NotAChestCTError: Another unit, as of material density or an effective atomic number.
+    """
+    stated = {item.rescale_type for item in slices} - {"", "HU"}
+    other = sorted(stated.intersection(_OTHER_UNITS))
+    if other:
+        raise NotAChestCTError(
+            f"{name} holds values in {other[0]} (RescaleType), not in HU. Give the CT series."
+        )
+    if "HU_MOD" in stated:
+        return ("the header states modified Hounsfield units (HU_MOD), taken as HU",)
+    return ("the header states no Hounsfield units (RescaleType), taken as HU",) if stated else ()
 
 
 def decode_slices(slices: list[Slice]) -> NDArray[Any]:
@@ -92,20 +122,51 @@ def _planes(path: Path, members: list[Slice]) -> Iterator[NDArray[Any]]:
 def _stored_pixels(path: Path) -> NDArray[Any] | UID:
     """The pixels as stored, or the transfer syntax where pydicom has no decoder for it."""
     name = shown(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_pydicom():
         try:
-            dataset = pydicom.dcmread(path, force=True, specific_tags=_PIXEL_TAGS)
+            dataset = read_elements(path, _PIXEL_TAGS, pixels=True)
             syntax = dataset.file_meta.get("TransferSyntaxUID")
             if syntax is None:
                 syntax = dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            if not _has_decoder(syntax):
-                return UID(syntax)
-            return np.asarray(dataset.pixel_array)
+            _check_layout(dataset, name)
+            if syntax in _CODESTREAMS:
+                _check_codestreams(dataset, name)
+            if _has_decoder(syntax):
+                return np.asarray(dataset.pixel_array)
+            if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+                raise UnreadableFileError(
+                    f"{name} stores inverted gray values (MONOCHROME1) in {printable(syntax.name)[:60]}, which is "
+                    "not read. Convert it (for example with gdcmconv --raw)."
+                )
+            return UID(syntax)
+        except UnreadableFileError:
+            raise
         except Exception as error:  # pydicom and its decoders raise a dozen kinds on hostile bytes
             raise UnreadableFileError(
                 f"{name} has truncated or damaged pixels: {reason(error)}. Copy it again."
             ) from error
+
+
+def _check_layout(dataset: pydicom.Dataset, name: str) -> None:
+    """Refuse stored bits that do not begin at bit 0, which no decoder here shifts."""
+    high, stored = dataset.get("HighBit"), dataset.get("BitsStored")
+    if high is not None and stored is not None and int(high) != int(stored) - 1:
+        raise UnreadableFileError(
+            f"{name} keeps {int(stored)} bits up to bit {int(high)} (HighBit); only bits from 0 on are read. "
+            "Export it again."
+        )
+
+
+def _check_codestreams(dataset: pydicom.Dataset, name: str) -> None:
+    """Refuse compressed frames of another size than the header's: a decoder takes memory for their own."""
+    wanted = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
+        found = codestream_size(frame)
+        if found is None:
+            raise UnreadableFileError(f"{name} has damaged pixels: no compressed image. Copy it again.")
+        if found != wanted:
+            raise UnreadableFileError(f"{name} holds pixels of {shape_words(found)}, unlike its header says.")
 
 
 def _has_decoder(syntax: UID) -> bool:

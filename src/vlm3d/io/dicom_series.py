@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm3d.errors import NotAChestCTError, SeriesError
-from vlm3d.io.dicom_headers import Slice
+from vlm3d.io.body_part import CHEST, LUNG, OTHER
+from vlm3d.io.dicom_headers import SAME_PLACE_MM, Slice
 from vlm3d.io.limits import MIN_SLICES
 from vlm3d.io.wording import shape_words, short_uid
 
@@ -29,6 +31,8 @@ class SeriesInfo:
         slices: Image planes.
         shape: Rows and columns.
         kernel: Reconstruction kernel, where stated.
+        body_part: As the header codes it, where it does.
+        acquisition: Its number where one series UID holds several acquisitions of the same place, else None.
         plane: ``"axial"``, ``"other"``, or ``"localizer"`` for scouts and screenshots.
         derived: Whether it was computed from other images.
     """
@@ -39,15 +43,21 @@ class SeriesInfo:
     slices: int
     shape: tuple[int, int]
     kernel: str
+    body_part: str
+    acquisition: int | None
     plane: str
     derived: bool
 
     def __str__(self) -> str:
-        kernel = f", kernel {self.kernel}" if self.kernel else ""
-        return (
+        words = (
             f"{self.number}: {self.modality or 'no modality'} {short_uid(self.uid)}, {self.slices} x "
-            f"{shape_words(self.shape)} {'derived ' if self.derived else ''}{self.plane}{kernel}"
+            f"{shape_words(self.shape)} {'derived ' if self.derived else ''}{self.plane}"
         )
+        if self.body_part:
+            words += f", {self.body_part}"
+        if self.acquisition is not None:
+            words += f", acquisition {self.acquisition}"
+        return words + (f", kernel {self.kernel}" if self.kernel else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +73,17 @@ def group_series(slices: list[Slice]) -> list[Series]:
     groups: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
     for item in slices:
         groups[_group_key(item)].append(item)
-    ordered = sorted(groups.values(), key=_likelihood, reverse=True)
-    return [Series(_info(number, group), tuple(group)) for number, group in enumerate(ordered, start=1)]
+    parts = [
+        (part, len(apart) > 1)
+        for group in groups.values()
+        for apart in [_acquisitions_apart(group)]
+        for part in apart
+    ]
+    parts.sort(key=lambda part: _likelihood(part[0]), reverse=True)
+    return [
+        Series(_info(number, part, several), tuple(part))
+        for number, (part, several) in enumerate(parts, start=1)
+    ]
 
 
 def choose_series(
@@ -85,33 +104,46 @@ def choose_series(
         SeriesError: None fits, or `wanted` names none.
         NotAChestCTError: There are images but no CT.
     """
+    candidates, what = found, name
     if wanted is not None:
-        matching = [s for s in found if wanted.strip() in (str(s.info.number), s.info.uid)]
-        if not matching:
+        candidates = [s for s in found if wanted.strip() in (str(s.info.number), s.info.uid)]
+        what = f"series {short_uid(wanted.strip())} of {name}"
+        if not candidates:
             raise SeriesError(f"{name} has no series '{short_uid(wanted)}'; it has {_listing(found)}.")
-        return matching[0], _choice_notes(matching[0], found)
-    if within is not None:
-        found = [s for s in found if any(item.path == within for item in s.slices)]
-    if not found:
+    elif within is not None:
+        found = candidates = [s for s in found if any(item.path == within for item in s.slices)]
+    if not candidates:
         raise SeriesError(f"{name} holds no DICOM image. Give the folder of a CT series.")
-    cts = [s for s in found if s.info.modality == "CT"]
-    if not cts:
-        modalities = ", ".join(sorted({s.info.modality or "unknown" for s in found}))
-        raise NotAChestCTError(f"{name} holds DICOM of modality {modalities}, not CT. Give a chest CT.")
-    volumes = [s for s in cts if s.info.plane != "localizer"]
-    if not volumes:
-        raise SeriesError(f"{name} holds only scout views or screenshots. Give the axial CT series.")
-    best = volumes[0]
-    if best.info.slices < MIN_SLICES:
+    best = _likeliest(candidates, what)
+    volumes = [s for s in candidates if s.info.plane != "localizer" and s.info.slices >= MIN_SLICES]
+    if wanted is not None and len(volumes) > 1:
         raise SeriesError(
-            f"{name} has no series of at least {MIN_SLICES} slices ({_listing(found)}). Give the whole "
-            "series."
+            f"{name} has {len(volumes)} series of that UID ({_listing(volumes)}). Choose one by its number."
         )
-    patients = {item.owner for s in volumes for item in s.slices if s.info.slices >= MIN_SLICES}
     notes = _choice_notes(best, found)
+    if _names_another_part(best.slices[0]):
+        notes = (*notes, "the header names another part of the body than the chest")
+    patients = {item.owner for s in volumes for item in s.slices}
     if len(patients) > 1:
         notes = (*notes, f"{len(patients)} different patients or studies lie here; only one of them was read")
     return best, notes
+
+
+def _likeliest(candidates: list[Series], what: str) -> Series:
+    """The first of them that may be a chest CT."""
+    cts = [s for s in candidates if s.info.modality == "CT"]
+    if not cts:
+        modalities = ", ".join(sorted({s.info.modality or "unknown" for s in candidates}))
+        raise NotAChestCTError(f"{what} holds DICOM of modality {modalities}, not CT. Give a chest CT.")
+    volumes = [s for s in cts if s.info.plane != "localizer"]
+    if not volumes:
+        raise SeriesError(f"{what} holds only scout views or screenshots. Give the axial CT series.")
+    if volumes[0].info.slices < MIN_SLICES:
+        raise SeriesError(
+            f"{what} has no series of at least {MIN_SLICES} slices ({_listing(candidates)}). Give the whole "
+            "series."
+        )
+    return volumes[0]
 
 
 def kernel_is_sharp(kernel: str) -> bool:
@@ -144,8 +176,10 @@ def _likelihood(group: list[Slice]) -> tuple[object, ...]:
         not first.is_localizer,
         first.position_lps is not None and first.samples == 1,
         len(group) >= MIN_SLICES,
+        not _names_another_part(first),
         first.is_axial,
         not first.is_derived,
+        _names_the_chest(first),
         len(group),
         not kernel_is_sharp(first.kernel),
         first.series_uid,
@@ -153,7 +187,50 @@ def _likelihood(group: list[Slice]) -> tuple[object, ...]:
     )
 
 
-def _info(number: int, group: list[Slice]) -> SeriesInfo:
+def _names_the_chest(item: Slice) -> bool:
+    """By the header's words; "lung" in those of a sharp kernel's series may mean the kernel."""
+    return CHEST in item.named_parts or (LUNG in item.named_parts and not kernel_is_sharp(item.kernel))
+
+
+def _names_another_part(item: Slice) -> bool:
+    return OTHER in item.named_parts and not item.named_parts & {CHEST, LUNG}
+
+
+def _acquisitions_apart(group: list[Slice]) -> list[list[Slice]]:
+    """A series' slices in parts within which no acquisition lies over another.
+
+    Breathing states and contrast phases lie over each other, and mixed they are no volume; acquisitions that continue
+    each other are one.
+    """
+    normal = group[0].normal_lps
+    if normal is None or any(item.position_lps is None for item in group):
+        return [group]
+    acquisitions: dict[int, list[Slice]] = defaultdict(list)
+    without_number = [item for item in group if item.acquisition is None]
+    for item in group:
+        if item.acquisition is not None:
+            acquisitions[item.acquisition].append(item)
+    spans = sorted((*_span(members, normal), number) for number, members in acquisitions.items())
+    parts: list[tuple[float, list[Slice]]] = []
+    for low, high, number in spans:
+        place = next((i for i, (top, _) in enumerate(parts) if low >= top - SAME_PLACE_MM), None)
+        if place is None:
+            parts.append((high, list(acquisitions[number])))
+        else:
+            parts[place] = (high, parts[place][1] + acquisitions[number])
+    if not parts:
+        return [group]
+    max((members for _, members in parts), key=len).extend(without_number)
+    return [members for _, members in parts]
+
+
+def _span(members: list[Slice], normal: NDArray[np.float64]) -> tuple[float, float]:
+    """Lowest and highest place along a normal."""
+    heights = [float(item.position_lps @ normal) for item in members if item.position_lps is not None]
+    return min(heights), max(heights)
+
+
+def _info(number: int, group: list[Slice], several: bool) -> SeriesInfo:
     first = group[0]
     return SeriesInfo(
         number=number,
@@ -162,6 +239,8 @@ def _info(number: int, group: list[Slice]) -> SeriesInfo:
         slices=len(group),
         shape=(first.rows, first.columns),
         kernel=first.kernel,
+        body_part=first.body_part,
+        acquisition=first.acquisition if several else None,
         plane="localizer" if first.is_localizer else "axial" if first.is_axial else "other",
         derived=first.is_derived,
     )

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm3d.errors import UnreadableFileError
+from vlm3d.io.limits import FARTHEST_MM
 from vlm3d.volume import CANONICAL_AXES
 
 SPACING_QUANTUM_MM = 2.0**-17
 ORIGIN_QUANTUM_MM = 2.0**-10
 SNAP_TOLERANCE = 1e-4
 SKEW_TOLERANCE = 1e-3
-_FARTHEST_MM = 1e5
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM, MetaImage and NRRD count to Left, Posterior, Superior; `Volume` to Right, Anterior, Superior."""
@@ -44,7 +44,7 @@ def normalize_affine(
     """
     with np.errstate(over="ignore"):
         affine = np.asarray(affine, dtype=np.float32).astype(np.float64)
-    if not np.isfinite(affine).all() or np.abs(affine).max() > _FARTHEST_MM:
+    if not np.isfinite(affine).all() or np.abs(affine).max() > FARTHEST_MM:
         raise UnreadableFileError(
             f"{name} has an affine with impossible numbers in its header. Export it again."
         )

@@ -1,6 +1,7 @@
 """What a header may claim before memory is spent on it.
 
-A header is a few bytes that anyone can write; an array is gigabytes. Every reader asks here first.
+A header is a few bytes that anyone can write; an array is gigabytes. Readers compare with these limits before they take
+memory; DICOM checks the grid of a whole series where it decodes it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from vlm3d.io.wording import shape_words
 MAX_VOXELS = 2**30
 """Largest grid read: 1024 x 1024 x 1024, four times the largest clinical chest CT."""
 
+MAX_INFLATED_BYTES = 2**28
+"""Largest DICOM file that is inflated in memory; a slice of 8192 x 8192 takes half of it."""
+
 DEFLATE_MAX_RATIO = 1032
 """Deflate cannot expand its input more than this (zlib's technical details)."""
 
@@ -21,6 +25,8 @@ MIN_SLICES = 8
 MIN_IN_PLANE = 32
 MIN_EXTENT_MM = 50.0
 MAX_EXTENT_MM = 1000.0
+FARTHEST_MM = 1e5
+"""No voxel lies farther from a scanner's center."""
 
 
 def check_header_grid(

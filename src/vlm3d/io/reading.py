@@ -14,7 +14,7 @@ from vlm3d.errors import MaskError, SeriesError, UnreadableFileError
 from vlm3d.io.archive import unpacked
 from vlm3d.io.detection import Format, detect_format
 from vlm3d.io.dicom import list_dicom_series, read_dicom
-from vlm3d.io.dicom_headers import looks_like_dicom
+from vlm3d.io.dicom_files import looks_like_dicom
 from vlm3d.io.dicom_series import SeriesInfo
 from vlm3d.io.geometry import normalize_affine
 from vlm3d.io.hounsfield import checked_hounsfield, rescaled

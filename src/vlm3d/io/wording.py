@@ -31,6 +31,11 @@ def shape_words(shape: tuple[int, ...]) -> str:
     return " x ".join(str(size) for size in shape)
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``4 files``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def short_uid(uid: str) -> str:
     """The tail of a DICOM UID: enough to tell series apart, too little to look a patient up."""
     return printable(f"…{uid[-6:]}" if len(uid) > 6 else uid)
