@@ -81,6 +81,18 @@ def test_caps_on_files_bytes_and_ratio(tmp_path: Path, monkeypatch: pytest.Monke
                 read_volume(path)
 
 
+def test_caps_on_folders_and_their_depth(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = zip_of(tmp_path / "scan.zip", {"a/" * 400 + "x": b"1"})
+    with pytest.raises(ArchiveError, match="400 deep"):
+        read_volume(deep)
+    monkeypatch.setattr(archive, "MAX_FOLDERS", 50)
+    with pytest.raises(ArchiveError, match="folders, more than the 50"):
+        read_volume(zip_of(tmp_path / "scan.zip", {f"{i}/{j}/x": b"1" for i in range(10) for j in range(6)}))
+    assert list(temporary.iterdir()) == []
+
+
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as packed:
         packed.writestr("a/b", b"1")

@@ -18,7 +18,7 @@ from support.scan_files import (
     write_nifti,
     write_npz,
 )
-from vlm3d.errors import MaskError, NotAChestCTError, SeriesError, UnreadableFileError
+from vlm3d.errors import InputError, MaskError, NotAChestCTError, SeriesError, UnreadableFileError
 from vlm3d.io import list_series, read_mask, read_npz_case, read_volume, write_nifti_mask
 
 CHEST = small_chest()
@@ -128,6 +128,62 @@ def test_nrrd_in_ras_space(tmp_path: Path) -> None:
     scan = read_volume(tmp_path / "ct.nrrd")
     np.testing.assert_array_equal(scan.voxels_DHW, CHEST)
     np.testing.assert_array_equal(scan.affine, AFFINE)
+
+
+META = "NDims = 3\nDimSize = 44 40 12\nElementType = MET_SHORT\n{more}\nElementDataFile = LOCAL\n"
+NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 44 40 12\nencoding: raw\nendian: little\n{more}\n\n"
+
+
+def write_by_hand(folder: Path, header: str, more: str) -> Path:
+    path = folder / ("ct.mha" if header is META else "ct.nrrd")
+    path.write_bytes(header.format(more=more).encode() + CHEST.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "more"), [(META, "ElementSpacing = 6.5 7 8"), (NRRD, "spacings: 6.5 7 8")]
+)
+def test_a_text_header_without_orientation_is_noted(tmp_path: Path, header: str, more: str) -> None:
+    scan = read_volume(write_by_hand(tmp_path, header, more))
+    assert any("no orientation" in note and "Left, Posterior, Superior" in note for note in scan.notes)
+    assert scan.spacing_mm == (8.0, 7.0, 6.5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("header", "more"),
+    [
+        (META, "ElementSpacing = -6.5 7 8"),
+        (META, "ElementSize = 6.5 0 8"),
+        (META, "ElementSpacing = 1e300 7 8\nTransformMatrix = 1e300 0 0 0 1 0 0 0 1"),
+        (META, "ElementSpacing = 6.5 7 8\nOffset = nan 0 0"),
+        (NRRD, "spacings: 6.5 -7 8"),
+        (NRRD, "space: LPS\nspace directions: (1e300,1e300,0) (0,7,0) (0,0,8)"),
+    ],
+)
+def test_a_text_header_with_impossible_lengths_is_one_line(tmp_path: Path, header: str, more: str) -> None:
+    with pytest.raises(UnreadableFileError) as refused:
+        read_volume(write_by_hand(tmp_path, header, more))
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "fields", [{"scl_slope": 3e38}, {"scl_slope": 1e-30}, {"srow_x": [3e38, 0, 0, 0], "xyzt_units": 1}]
+)
+def test_a_nifti_header_with_absurd_numbers_raises_no_warning(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    with pytest.raises(InputError):
+        read_volume(write_nifti(tmp_path / "ct.nii", CHEST, AFFINE, **fields))
+
+
+@pytest.mark.filterwarnings("error")
+def test_voxels_beyond_float32_raise_no_warning(tmp_path: Path) -> None:
+    voxels = CHEST.astype(np.float64)
+    voxels[3, 4, 5] = 1e300
+    with pytest.raises(NotAChestCTError, match="1 voxels"):
+        read_volume(write_nifti(tmp_path / "ct.nii", voxels, AFFINE))
 
 
 def test_npz_is_mapped_back_to_hu(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Zip archives of scans, unpacked into a private folder that is deleted afterwards."""
+"""Zip archives of scans, unpacked into a private folder that is deleted afterwards, unless the process is killed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from vlm3d.errors import ArchiveError, ResourceError
 from vlm3d.io.wording import reason, shown
 
 MAX_FILES = 20_000
+MAX_FOLDERS = 5_000
+MAX_DEPTH = 32
 MAX_TOTAL_BYTES = 8 * 2**30
 MAX_RATIO = 200
 _RATIO_FREE_BYTES = 32 * 2**20
@@ -29,7 +31,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     """Unpack a zip into a temporary folder that only this user can read.
 
     The directory of the archive is checked as a whole before the first byte is written: no path that leaves
-    the folder, no links, no encryption, and bounded files, bytes and compression ratio.
+    the folder, no links, no encryption, and bounded files, folders, bytes and compression ratio.
 
     Raises:
         ArchiveError: One of these checks fails, or the archive is damaged.
@@ -64,6 +66,9 @@ def _checked_entries(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInf
             raise ArchiveError(f"{name} holds a symbolic link, which could point anywhere: refused.")
         if entry.flag_bits & 0x1:
             raise ArchiveError(f"{name} is encrypted. Unpack it with its password and give the folder.")
+    folders = {parent for entry in entries for parent in _inner_path(entry).parents}
+    if len(folders) > MAX_FOLDERS:
+        raise ArchiveError(f"{name} holds {len(folders)} folders, more than the {MAX_FOLDERS} accepted.")
     total = sum(entry.file_size for entry in entries)
     packed = sum(entry.compress_size for entry in entries)
     if total > MAX_TOTAL_BYTES:
@@ -87,10 +92,19 @@ def _check_name(entry: zipfile.ZipInfo, name: str) -> None:
         raise ArchiveError(f"{name} holds a path that leaves the folder it is unpacked to: refused.")
     if len(stated) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in windows.parts):
         raise ArchiveError(f"{name} holds a path of {len(stated)} characters, too long to unpack.")
+    if len(windows.parts) > MAX_DEPTH:
+        raise ArchiveError(
+            f"{name} holds folders {len(windows.parts) - 1} deep, more than the {MAX_DEPTH - 1} accepted."
+        )
+
+
+def _inner_path(entry: zipfile.ZipInfo) -> PureWindowsPath:
+    """Where an entry lies in the archive; both kinds of slashes part folders."""
+    return PureWindowsPath(entry.filename)
 
 
 def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, name: str) -> None:
-    target = folder.joinpath(*PureWindowsPath(entry.filename).parts)
+    target = folder.joinpath(*_inner_path(entry).parts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch(exist_ok=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vlm3d.errors import UnreadableFileError
-from vlm3d.io.limits import MAX_VOXELS
+from vlm3d.io.limits import FARTHEST_MM, MAX_VOXELS
 from vlm3d.io.wording import shown
 
 MAX_HEADER_BYTES = 1 << 20
+WITHOUT_ORIENTATION = "the header has no orientation: axes taken as Left, Posterior, Superior"
 
 
 def data_file_beside(header: Path, stated: str) -> Path:
@@ -54,7 +54,7 @@ def whole_numbers(fields: Mapping[str, str], key: str, name: str) -> tuple[int, 
 
 
 def numbers(fields: Mapping[str, str], key: str, count: int, name: str) -> tuple[float, ...]:
-    """A header field that holds finite numbers, so many of them.
+    """A header field that holds lengths or directions, so many of them.
 
     Raises:
         UnreadableFileError: The field holds something else.
@@ -63,6 +63,22 @@ def numbers(fields: Mapping[str, str], key: str, count: int, name: str) -> tuple
         values = tuple(float(part) for part in fields[key].split()[: count + 1])
     except ValueError:
         values = ()
-    if len(values) != count or not all(math.isfinite(value) for value in values):
-        raise UnreadableFileError(f"{name} has a damaged header: '{key}' must hold {count} numbers.")
+    if len(values) != count or not all(abs(value) <= FARTHEST_MM for value in values):
+        raise UnreadableFileError(
+            f"{name} has a damaged header: '{key}' must hold {count} numbers of at most {FARTHEST_MM:.0f}."
+        )
     return values
+
+
+def voxel_sizes(fields: Mapping[str, str], key: str, name: str) -> tuple[float, ...]:
+    """A header field that holds the three sides of a voxel; a negative one would mirror the patient.
+
+    Raises:
+        UnreadableFileError: The field holds something else.
+    """
+    sizes = numbers(fields, key, 3, name)
+    if min(sizes) <= 0:
+        raise UnreadableFileError(
+            f"{name} states voxel sizes that are not positive ('{key}'). Export it again with a direction instead."
+        )
+    return sizes

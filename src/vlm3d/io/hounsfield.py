@@ -35,6 +35,7 @@ _LUNG_GRID_MM = 5.0
 _MIN_LUNG_ML = 300.0
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what becomes infinite, `checked_hounsfield` refuses
 def rescaled(stored_DHW: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> NDArray[Any]:
     """Apply slope and intercept; int16 where every value is a whole number that fits, else float32.
 

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
 from vlm3d.io.geometry import LPS_TO_RAS, normalize_affine
-from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, numbers, whole_numbers
+from vlm3d.io.header_text import (
+    MAX_HEADER_BYTES,
+    WITHOUT_ORIENTATION,
+    data_file_beside,
+    numbers,
+    voxel_sizes,
+    whole_numbers,
+)
 from vlm3d.io.hounsfield import rescaled
 from vlm3d.io.limits import check_header_grid
 from vlm3d.io.raster import Compression, read_array
@@ -59,7 +66,8 @@ def read_metaimage(path: Path) -> Volume:
         stored_bytes = data_path.stat().st_size - offset
         check_header_grid(name, sizes, dtype.itemsize, stored_bytes, compressed=compressed)
         width, height, depth = sizes
-        affine = normalize_affine(_affine(fields, name), (depth, height, width), name)
+        affine, notes = _affine(fields, name)
+        affine = normalize_affine(affine, (depth, height, width), name)
         stored = read_array(
             data_path,
             (depth, height, width),
@@ -69,7 +77,7 @@ def read_metaimage(path: Path) -> Volume:
         )
     except OSError as error:
         raise UnreadableFileError(f"{name} cannot be read: {reason(error)}.") from error
-    return Volume(rescaled(stored), affine, source=path.name)
+    return Volume(rescaled(stored), affine, source=path.name, notes=notes)
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:
@@ -86,20 +94,23 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:
     raise UnreadableFileError(f"{name} is no MetaImage: its header has no ElementDataFile. Export it again.")
 
 
-def _affine(fields: dict[str, str], name: str) -> NDArray[np.float64]:
-    """Index (d, h, w, 1) to RAS+ mm; the keys have several spellings, and defaults as in ITK."""
-    directions = _first(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name)
-    spacing = _first(fields, ("ElementSpacing", "ElementSize"), 3, name)
-    origin = _first(fields, ("Offset", "Position", "Origin"), 3, name)
+def _affine(fields: dict[str, str], name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Index (d, h, w, 1) to RAS+ mm, and a note without orientation; the keys have several spellings, as in ITK."""
+    direction_key = _first(fields, ("TransformMatrix", "Rotation", "Orientation"))
+    spacing_key = _first(fields, ("ElementSpacing", "ElementSize"))
+    origin_key = _first(fields, ("Offset", "Position", "Origin"))
+    directions = numbers(fields, direction_key, 9, name) if direction_key else np.eye(3).ravel()
+    spacing = voxel_sizes(fields, spacing_key, name) if spacing_key else (1.0, 1.0, 1.0)
     lps = np.eye(4)
     # each row of the header's matrix is the direction of one axis
-    lps[:3, :3] = np.reshape(directions or np.eye(3).ravel(), (3, 3)).T * (spacing or (1.0, 1.0, 1.0))
-    lps[:3, 3] = origin or (0.0, 0.0, 0.0)
-    return (LPS_TO_RAS @ lps)[:, [2, 1, 0, 3]]
+    lps[:3, :3] = np.reshape(directions, (3, 3)).T * spacing
+    lps[:3, 3] = numbers(fields, origin_key, 3, name) if origin_key else (0.0, 0.0, 0.0)
+    notes = () if direction_key else (WITHOUT_ORIENTATION,)
+    return (LPS_TO_RAS @ lps)[:, [2, 1, 0, 3]], notes
 
 
-def _first(fields: dict[str, str], keys: tuple[str, ...], count: int, name: str) -> tuple[float, ...] | None:
-    return next((numbers(fields, key, count, name) for key in keys if key in fields), None)
+def _first(fields: dict[str, str], keys: tuple[str, ...]) -> str | None:
+    return next((key for key in keys if key in fields), None)
 
 
 def _dtype(fields: dict[str, str], name: str) -> np.dtype[np.generic]:

@@ -204,8 +204,8 @@ def _affine_of(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64]
                 notes.append("the header has no orientation: axes taken as Right, Anterior, Superior")
         except Exception as error:
             raise UnreadableFileError(f"{name} has a damaged orientation: {reason(error)}.") from error
-    affine = np.array(affine, dtype=np.float64)
-    affine[:3] *= scale
+        affine = np.array(affine, dtype=np.float64)
+        affine[:3] *= scale
     return affine, notes
 
 

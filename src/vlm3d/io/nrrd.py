@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from vlm3d.errors import NotAChestCTError, UnreadableFileError
 from vlm3d.io.geometry import LPS_TO_RAS, normalize_affine
-from vlm3d.io.header_text import MAX_HEADER_BYTES, data_file_beside, numbers, whole_numbers
+from vlm3d.io.header_text import (
+    MAX_HEADER_BYTES,
+    WITHOUT_ORIENTATION,
+    data_file_beside,
+    numbers,
+    voxel_sizes,
+    whole_numbers,
+)
 from vlm3d.io.hounsfield import rescaled
 from vlm3d.io.limits import check_header_grid
 from vlm3d.io.raster import Compression, read_array
@@ -124,11 +131,10 @@ def _affine(fields: dict[str, str], name: str) -> tuple[NDArray[np.float64], tup
     """Index (d, h, w, 1) to RAS+ mm, and a note where the header has no orientation."""
     affine = np.eye(4)
     if "space" not in fields or "space directions" not in fields:
-        spacing = numbers(fields, "spacings", 3, name) if "spacings" in fields else (1.0, 1.0, 1.0)
+        spacing = voxel_sizes(fields, "spacings", name) if "spacings" in fields else (1.0, 1.0, 1.0)
         affine[:3, :3] = np.diag(spacing)
         affine = LPS_TO_RAS @ affine
-        notes: tuple[str, ...] = ("the header has no orientation: axes taken as Left, Posterior, Superior",)
-        return affine[:, [2, 1, 0, 3]], notes
+        return affine[:, [2, 1, 0, 3]], (WITHOUT_ORIENTATION,)
     space = fields["space"].lower()
     if space not in _TO_RAS:
         raise UnreadableFileError(
