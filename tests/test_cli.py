@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +15,11 @@ import pytest
 
 from support.bad_inputs import BAD_INPUTS, BadInput
 from support.phantoms import coarse_phantom
+from support.scan_files import write_dicom
 from support.small_models import small_model
 from vlm3d import cli
 from vlm3d.datasets.phantom.writing import write_phantom
+from vlm3d.errors import TERMINATED_EXIT_CODE
 from vlm3d.inference.pipeline import Pipeline
 from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
 from vlm3d.labels import LESION_KEYS
@@ -194,6 +198,65 @@ def test_phantom_and_series_and_version(run, tmp_path: Path) -> None:
     fails(run("phantom", "-o", tmp_path / "p", "--spacing", 8, 6, 6), 5)
     fails(run("series", tmp_path / "p" / "ct.nii.gz"), 3)
     assert run("--version")[1].startswith("vlm3d ")
+
+
+def test_a_number_that_series_prints_picks_that_series(run, scan: Path, tmp_path: Path) -> None:
+    image = nib.load(scan)
+    voxels, affine = np.asarray(image.dataobj).T, image.affine[:, [2, 1, 0, 3]]
+    study = tmp_path / "study"
+    write_dicom(study, voxels, affine, prefix="A")
+    write_dicom(study, voxels[:-4], affine, series="1.2.826.0.1.3680043.8.498.2", prefix="B")
+    code, out, _ = run("series", study)
+    lines = out.strip().splitlines()
+    assert code == 0
+    assert len(lines) == 2
+    for line in lines:
+        number, words = line.split(":", 1)
+        slices = int(words.split(", ")[1].split(" x ")[0])
+        code, _, err = run("predict", study, "-o", tmp_path / number, "--series", number, *FAST)
+        assert code == 0, err
+        prediction = Prediction.model_validate_json((tmp_path / number / "prediction.json").read_text())
+        assert prediction.scan.shape_dhw[0] == slices
+    assert slices == len(voxels) - 4, "the last is the shorter one"
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from vlm3d import cli
+from vlm3d.io import reading
+from vlm3d.outputs.output_folder import complete_folder
+
+def read_without_end(folder, name):
+    with complete_folder(SCAN.with_name("out")) as staging:
+        print(folder, staging, sep="\\n", flush=True)
+        time.sleep(60)
+
+SCAN = Path(sys.argv[1])
+reading.list_dicom_series = read_without_end
+sys.argv = ["vlm3d", "series", str(SCAN)]
+cli.main()
+"""
+
+
+def test_a_termination_leaves_no_patient_data_behind(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        archive.writestr("IM0001", b"patient")
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(tmp_path / "scan.zip")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        unpacked, staging = (Path(process.stdout.readline().strip()) for _ in range(2))
+        assert (unpacked / "IM0001").exists()
+        assert staging.parent == tmp_path
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == TERMINATED_EXIT_CODE
+    assert err.strip() == "vlm3d: error: terminated"
+    assert not unpacked.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.zip"]
 
 
 def test_outputs_carry_every_lesion(run, scan: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from vlm3d import __version__
-from vlm3d.errors import INTERRUPTED_EXIT_CODE, VLM3DError
+from vlm3d.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, VLM3DError
 from vlm3d.labels import MIN_LESION_ML
 
 app = typer.Typer(
@@ -561,14 +562,36 @@ def info(
 def main() -> None:
     """Run the command line; an error of the user's becomes one line and its documented exit code."""
     try:
-        app(standalone_mode=True)
+        with _termination_raised():
+            app(standalone_mode=True)
     except VLM3DError as error:
         _fail(" ".join(str(error).split()), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED_EXIT_CODE)
+    except _Terminated:
+        _fail("terminated", TERMINATED_EXIT_CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception: unpacked archives and half-written folders are removed on its way."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Let the first SIGTERM raise `_Terminated`; further ones do not disturb the cleaning up."""
+
+    def terminate(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> None:

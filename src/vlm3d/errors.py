@@ -18,8 +18,9 @@ VLM3DError                    1   anything below; catch this to catch them all
 └── TrainingError             9   training cannot go on: a loss is no number
 ```
 
-130 is the exit code of an interrupt (Ctrl-C). A message is one line that says what is wrong, what was found
-and what to do. Messages never carry patient data: no names, no identifiers, only paths and numbers.
+130 is the exit code of an interrupt (Ctrl-C), 143 that of a termination (SIGTERM); both clean up what is half done. A
+message is one line that says what is wrong, what was found and what to do. Messages carry nothing that a header says of
+a patient, only paths and numbers; a file or folder that is named after a patient is shown under that name.
 """
 
 from __future__ import annotations
@@ -104,3 +105,4 @@ class TrainingError(VLM3DError):
 
 
 INTERRUPTED_EXIT_CODE = 130
+TERMINATED_EXIT_CODE = 143

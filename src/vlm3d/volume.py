@@ -33,7 +33,7 @@ class Volume:
     Attributes:
         voxels_DHW: int16 or float32, in HU once `vlm3d.io` has read it. Not writeable.
         affine: (4, 4) float64; ``affine @ (d, h, w, 1)`` is the voxel's center in RAS+ mm.
-        source: What a person calls it, a file or folder name; never patient data.
+        source: What a person calls it: the file's or folder's name, nothing out of its header.
         notes: Lines about what reading had to do (slope applied, duplicate slices dropped …), shown to the user.
         acquisition: Scanner facts without patient data, such as ``{"modality": "CT", "kernel": "B30f"}``.
     """

@@ -52,7 +52,7 @@ class AttentionPlace(Model):
     side: Literal["right", "left"]
     region: str = Field(description="Name of a lobe; empty for what is told by its side alone.")
     level: Literal["upper", "middle", "lower"] = Field(description="Third of the lungs' height.")
-    key_slice: int | None = Field(None, description="Canonical slice index of its center.")
+    key_slice: int | None = Field(None, description="Canonical slice index of its center, 0 at the feet.")
 
 
 class DiseaseFinding(Model):
@@ -82,7 +82,7 @@ class LesionComponent(Model):
     centroid_index_dhw: tuple[int, int, int] = Field(
         description="In the canonical array: D superior, H posterior, W left."
     )
-    key_slice: int = Field(description="Canonical slice index where its area is largest.")
+    key_slice: int = Field(description="Canonical slice index where its area is largest, 0 at the feet.")
     mean_probability: float = Field(ge=0, le=1)
 
 
@@ -227,9 +227,9 @@ class Report(Model):
 
 
 class ScanInfo(Model):
-    """The scan, without patient data."""
+    """The scan, without what its header says of the patient."""
 
-    source: str
+    source: str = Field(description="Name of the file or folder, as the user gave it.")
     shape_dhw: tuple[int, int, int]
     spacing_mm_dhw: tuple[float, float, float]
     orientation: str = Field(description="Axis codes of the file's grid, such as 'LPS'.")
