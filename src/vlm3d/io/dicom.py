@@ -20,6 +20,8 @@ from vlm3d.volume import Volume
 def read_dicom(path: Path, series: str | None = None, name: str | None = None) -> Volume:
     """Read the chest CT of a DICOM folder, or the series that a file belongs to; HU, on the scan's own grid.
 
+    Where slices are missing or uneven, or the gantry was tilted, the grid is the corrected one, which a note says.
+
     Args:
         path: A folder (searched with its subfolders) or one file (its folder is searched).
         series: Number or UID as `list_dicom_series` gives them; the likeliest chest CT by default.

@@ -59,15 +59,15 @@ def is_named_dicom(path: Path) -> bool:
     return path.suffix.lower() in _DICOM_SUFFIXES
 
 
-def may_be_a_slice(path: Path, slices: Iterable[Path] = ()) -> bool:
-    """Whether a file that cannot be used stands where a slice is to be expected, by its name.
+def lost_slices(unusable: Iterable[Path], slices: Iterable[Path]) -> list[Path]:
+    """Those of the files that cannot be used which, by their names, stand where a slice is to be expected.
 
     Args:
-        path: The file.
-        slices: Files beside it that are slices, whose endings count too.
+        unusable: Files that cannot be opened or hold nothing.
+        slices: Files that are slices; what ends as they do is expected to be one.
     """
-    endings = {"", *_DICOM_SUFFIXES, *(_ending(other) for other in slices)}
-    return _ending(path) in endings and path.name.lower() not in _CLUTTER
+    endings = {"", *_DICOM_SUFFIXES, *(_ending(path) for path in slices)}
+    return [path for path in unusable if _ending(path) in endings and path.name.lower() not in _CLUTTER]
 
 
 def files_in(folder: Path, *, nested: bool, closed: list[Path]) -> Iterator[Path]:

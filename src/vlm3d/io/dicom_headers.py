@@ -18,7 +18,7 @@ from vlm3d.io.dicom_files import (
     first_bytes,
     has_dicom_magic,
     is_named_dicom,
-    may_be_a_slice,
+    lost_slices,
     quiet_pydicom,
     read_elements,
 )
@@ -195,9 +195,8 @@ def read_headers(folder: Path, *, nested: bool = True) -> FolderHeaders:
                 damaged += 1
         elif is_named_dicom(path):
             damaged += 1
-    good = {item.path for item in slices}
-    missing = sum(may_be_a_slice(path, good) for path in unusable)
-    return FolderHeaders(slices, damaged, missing, len(closed))
+    lost = lost_slices(unusable, {item.path for item in slices})
+    return FolderHeaders(slices, damaged, len(lost), len(closed))
 
 
 def slices_of(path: Path) -> list[Slice]:

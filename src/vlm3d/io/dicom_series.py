@@ -101,8 +101,8 @@ def choose_series(
         The series and the notes for the user.
 
     Raises:
-        SeriesError: None fits, or `wanted` names none.
-        NotAChestCTError: There are images but no CT.
+        SeriesError: None fits, or `wanted` names none or, by its UID, several.
+        NotAChestCTError: There are images but no CT, or `wanted` is none.
     """
     candidates, what = found, name
     if wanted is not None:
@@ -114,12 +114,12 @@ def choose_series(
         found = candidates = [s for s in found if any(item.path == within for item in s.slices)]
     if not candidates:
         raise SeriesError(f"{name} holds no DICOM image. Give the folder of a CT series.")
-    best = _likeliest(candidates, what)
-    volumes = [s for s in candidates if s.info.plane != "localizer" and s.info.slices >= MIN_SLICES]
+    volumes = _ct_volumes(candidates, what)
     if wanted is not None and len(volumes) > 1:
         raise SeriesError(
             f"{name} has {len(volumes)} series of that UID ({_listing(volumes)}). Choose one by its number."
         )
+    best = volumes[0]
     notes = _choice_notes(best, found)
     if _names_another_part(best.slices[0]):
         notes = (*notes, "the header names another part of the body than the chest")
@@ -129,21 +129,22 @@ def choose_series(
     return best, notes
 
 
-def _likeliest(candidates: list[Series], what: str) -> Series:
-    """The first of them that may be a chest CT."""
+def _ct_volumes(candidates: list[Series], what: str) -> list[Series]:
+    """Those that may be a chest CT, at least one, in their order."""
     cts = [s for s in candidates if s.info.modality == "CT"]
     if not cts:
         modalities = ", ".join(sorted({s.info.modality or "unknown" for s in candidates}))
         raise NotAChestCTError(f"{what} holds DICOM of modality {modalities}, not CT. Give a chest CT.")
-    volumes = [s for s in cts if s.info.plane != "localizer"]
-    if not volumes:
+    pictures = [s for s in cts if s.info.plane != "localizer"]
+    if not pictures:
         raise SeriesError(f"{what} holds only scout views or screenshots. Give the axial CT series.")
-    if volumes[0].info.slices < MIN_SLICES:
+    volumes = [s for s in pictures if s.info.slices >= MIN_SLICES]
+    if not volumes:
         raise SeriesError(
             f"{what} has no series of at least {MIN_SLICES} slices ({_listing(candidates)}). Give the whole "
             "series."
         )
-    return volumes[0]
+    return volumes
 
 
 def kernel_is_sharp(kernel: str) -> bool:
