@@ -217,6 +217,16 @@ def test_masks_are_scored_in_mm_and_a_lesion_that_was_not_drawn_counts() -> None
     assert evaluation.cases.lesions[0].truth_ml == pytest.approx(a_mask(1).sum() * 12 / 1000)
 
 
+def test_a_lesion_that_the_system_never_draws_is_named_as_not_scored() -> None:
+    truth = with_masks({"a": {"lung_nodule": a_mask(1), "pleural_effusion": a_mask(2)}}, "t")
+    evaluation = evaluate(with_masks({"a": {"lung_nodule": a_mask(1)}}, "p"), truth, QUICK)
+    assert evaluation.figures["localization"]["not_drawn"] == ["pleural_effusion"]
+    assert "hold no mask of it in any case: pleural effusion" in evaluation_text(evaluation.figures).lower()
+    both = evaluate(truth, truth, QUICK).figures
+    assert both["localization"]["not_drawn"] == []
+    assert "not scored" not in evaluation_text(both)
+
+
 def test_masks_on_another_grid_or_in_another_place_are_refused_with_their_case() -> None:
     truth = with_masks({"case_7": {"lung_nodule": a_mask(1)}}, "t")
     with pytest.raises(MaskError, match=r"case_7.*\(4, 6, 7\)"):

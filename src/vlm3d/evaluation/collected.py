@@ -69,6 +69,7 @@ class CollectedCases:
         labels: One row a case, NaN where unknown.
         reports: Of the cases whose truth has one.
         lesions: One entry a case and lesion that both sides speak of.
+        not_drawn: Lesions that a case has and the system never draws; they are not scored.
         boxes: Case id -> predicted and true boxes.
         key_slices: Of the worst lesions, the worst first.
         key_slices_per_lesion: How many are kept of each lesion.
@@ -80,6 +81,7 @@ class CollectedCases:
     labels: list[Floats] = field(default_factory=list)
     reports: list[ReportPair] = field(default_factory=list)
     lesions: list[LesionScore] = field(default_factory=list)
+    not_drawn: set[str] = field(default_factory=set)
     boxes: dict[str, tuple[CaseBoxes, CaseBoxes]] = field(default_factory=dict)
     key_slices: list[KeySlice] = field(default_factory=list)
     key_slices_per_lesion: int = 0
@@ -144,6 +146,7 @@ class CollectedCases:
         check_same_grid(predicted, true, truth.case_id)
         shape, spacing = predicted.shape_DHW or true.shape_DHW, predicted.spacing_mm or true.spacing_mm
         scan: Volume | None = None
+        self.not_drawn |= {key for key, mask in true.masks.items() if key not in drawn and mask.any()}
         for key in (key for key in LESION_KEYS if key in drawn and key in true.keys):
             if shape is None or spacing is None:  # neither side holds a voxel of any lesion
                 self.lesions.append(absent_lesion(truth.case_id, key))

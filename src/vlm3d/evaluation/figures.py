@@ -122,7 +122,10 @@ def classification_section(
 
 
 def localization_section(cases: CollectedCases, intervals: Intervals) -> dict[str, Any]:
-    """Means over cases with the lesion in truth or prediction, and figures of single lesions: per lesion and macro."""
+    """Means over cases with the lesion in truth or prediction, and figures of single lesions: per lesion and macro.
+
+    Macro figures are means over the lesions that the system draws; ``not_drawn`` names the others that a case has.
+    """
     per_lesion: dict[str, Any] = {}
     for key in (key for key in LESION_KEYS if any(score.lesion == key for score in cases.lesions)):
         scores = [score for score in cases.lesions if score.lesion == key]
@@ -143,6 +146,7 @@ def localization_section(cases: CollectedCases, intervals: Intervals) -> dict[st
     macro = {name: nanmean([_value(found[name]) for found in per_lesion.values()]) for name in LESION_FIGURES}
     return {
         "per_lesion": per_lesion,
+        "not_drawn": sorted(cases.not_drawn),
         "macro": {
             **macro,
             "single_lesions": {

@@ -100,9 +100,11 @@ def _localization(content: Mapping[str, Any], figures: Mapping[str, Any]) -> lis
         ]
     rows.append(["macro", *(short(content["macro"][column]) for column in columns), "", "", ""])
     froc = next(iter(content["per_lesion"].values()))["single_lesions"]["froc"]
+    left = ", ".join(_LESION_NAMES.get(key, key) for key in content["not_drawn"])
     header = ["single lesions", "true/predicted", "sensitivity", "precision", "ap50"]
     return [
         *_table(["lesion", *columns, "with lesion", "missed", "invented"], rows),
+        *([f"not scored, since the predictions hold no mask of it in any case: {left}"] if left else []),
         "",
         *_table([*header, *(f"at {rate} FP/scan" for rate in froc)], singles),
     ]
