@@ -204,6 +204,15 @@ def evaluate(
     bert_score: Annotated[
         bool, typer.Option("--bert-score", help="Compare reports by the meaning of their words too (slow).")
     ] = False,
+    radbert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of CT-RATE's text classifier (.pth), to read findings from reports as the challenge does."
+        ),
+    ] = None,
+    radbert_encoder: Annotated[
+        str, typer.Option(help="Folder or Hub name of its encoder's config.json and tokenizer.")
+    ] = "zzxslp/RadBERT-RoBERTa-4m",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for --checkpoint.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation.")] = False,
 ) -> None:
@@ -220,11 +229,17 @@ def evaluate(
     from vlm3d.evaluation.evaluator import EvaluationSettings
     from vlm3d.evaluation.figures import Thresholds
     from vlm3d.evaluation.intervals import Intervals
+    from vlm3d.evaluation.labeler import ReportLabeler, RuleLabeler
     from vlm3d.evaluation.tables import evaluation_text
     from vlm3d.outputs.evaluation_run import evaluate_checkpoint, evaluate_files, write_results
 
     if out is not None:
         check_folder(out, overwrite=overwrite)
+    labeler: ReportLabeler = RuleLabeler()
+    if radbert is not None:
+        from vlm3d.evaluation.labeler_radbert import RadBertLabeler
+
+        labeler = RadBertLabeler.load(radbert, radbert_encoder)
     settings = EvaluationSettings(
         threshold=0.5 if threshold is None else threshold,
         objective=_one_of(objective, "--objective", ("f1", "crg")),
@@ -232,6 +247,7 @@ def evaluate(
         common_only=common,
         key_slices=3 if page else 0,
         bert_score=bert_score,
+        labeler=labeler,
     )
 
     def say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vlm3d.errors import CheckpointError, UnreadableFileError
 from vlm3d.evaluation.labeler import ReportLabeler, RuleLabeler, label_report, label_reports
 from vlm3d.evaluation.labeler_files import labels_table, read_reports
 from vlm3d.evaluation.labeler_radbert import RadBertLabeler
+from vlm3d.evaluation.official import write_reports
 from vlm3d.evaluation.sentences import plain, split_sentences
 from vlm3d.labels import DISEASE_NAMES
 
@@ -330,6 +332,25 @@ def radbert_state(radbert_folder: Path) -> dict[str, torch.Tensor]:
     model = AutoModel.from_config(AutoConfig.from_pretrained(radbert_folder))
     state = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
     return state | {"classifier.weight": torch.randn(18, 8), "classifier.bias": torch.randn(18)}
+
+
+def test_reports_are_judged_by_the_official_classifier_where_asked(
+    tmp_path: Path,
+    radbert_folder: Path,
+    radbert_state: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.save(radbert_state, tmp_path / "classifier.pth")
+    write_reports(tmp_path / "mine.json", {"a": "Nodule.", "b": "effusion"})
+    write_reports(tmp_path / "true.json", {"a": "effusion", "b": "effusion"})
+    arguments = ["mine.json", "--truth", "true.json", "--radbert", "classifier.pth", "--resamples", "0"]
+    arguments += ["--radbert-encoder", str(radbert_folder), "--out", "out"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert result.exit_code == 0, result.output
+    clinical = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]["clinical"]
+    assert clinical["labeler"] == "RadBERT"
+    assert clinical["truth"] == "read from the true reports by RadBERT"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -25,6 +25,7 @@ from vlm3d.evaluation.figures import (
     resampled_classification,
 )
 from vlm3d.evaluation.intervals import Intervals, as_json
+from vlm3d.evaluation.labeler import ReportLabeler, RuleLabeler
 from vlm3d.evaluation.report_figures import report_section
 from vlm3d.evaluation.thresholds import Objective, tune_thresholds
 from vlm3d.version import VERSION
@@ -48,6 +49,7 @@ class EvaluationSettings:
         common_only: Leave out cases that only one side knows, instead of refusing them.
         key_slices: How many of the worst of each lesion keep a picture.
         bert_score: Compare reports by the meaning of their words too, with the embedded text encoder.
+        labeler: Reads the findings from reports.
     """
 
     threshold: float = 0.5
@@ -56,6 +58,7 @@ class EvaluationSettings:
     common_only: bool = False
     key_slices: int = 0
     bert_score: bool = False
+    labeler: ReportLabeler = field(default_factory=RuleLabeler)
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -286,7 +289,9 @@ def evaluated(
     if cases.boxes:
         figures["boxes"] = box_section(cases)
     if cases.reports:
-        figures["reports"] = report_section(cases, settings.intervals, with_bert_score=settings.bert_score)
+        figures["reports"] = report_section(
+            cases, settings.intervals, settings.labeler, with_bert_score=settings.bert_score
+        )
     return Evaluation(as_json(figures), cases, thresholds, training, training_note)
 
 

@@ -53,7 +53,13 @@ class ReportLabels:
 
 
 class ReportLabeler(Protocol):
-    """Whatever turns reports into labels."""
+    """Whatever turns reports into labels.
+
+    Attributes:
+        name: As figures name it.
+    """
+
+    name: str
 
     def label_reports(self, texts: Iterable[str]) -> NDArray[np.bool_]:
         """Labels (N, 18) of N reports, in the order of `vlm3d.labels.DISEASE_NAMES`."""
@@ -62,6 +68,8 @@ class ReportLabeler(Protocol):
 
 class RuleLabeler:
     """The embedded labeler, as a `ReportLabeler`."""
+
+    name = "vlm3d's rules"
 
     def label_reports(self, texts: Iterable[str]) -> NDArray[np.bool_]:
         """Labels (N, 18) of N reports."""

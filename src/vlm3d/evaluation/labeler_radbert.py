@@ -40,6 +40,8 @@ class RadBertLabeler:
         batch_size: Reports read at once.
     """
 
+    name = "RadBERT"
+
     def __init__(
         self, encoder: Any, head: nn.Linear, tokenizer: Any, *, lower_case: bool = True, batch_size: int = 16
     ) -> None:

@@ -11,20 +11,18 @@ from vlm3d.evaluation.bootstrap import bootstrap_classification, interval, resam
 from vlm3d.evaluation.classification import classification_figures
 from vlm3d.evaluation.collected import CollectedCases
 from vlm3d.evaluation.intervals import Intervals
-from vlm3d.evaluation.labeler import ReportLabeler, label_reports
+from vlm3d.evaluation.labeler import ReportLabeler
 from vlm3d.evaluation.ranking import Floats
 from vlm3d.evaluation.report import Reading, report_scores
 from vlm3d.labels import DISEASE_NAMES
 
-RULES_NAME = "vlm3d's rules"
 READINGS: tuple[Reading, ...] = ("official", "words")
 
 
 def report_section(
     cases: CollectedCases,
     intervals: Intervals,
-    labeler: ReportLabeler | None = None,
-    labeler_name: str = RULES_NAME,
+    labeler: ReportLabeler,
     *,
     with_bert_score: bool = False,
 ) -> dict[str, Any]:
@@ -54,23 +52,21 @@ def report_section(
             )
     predicted_NK, truth_NK, given = report_findings(cases, labeler)
     section["clinical"] = {
-        "labeler": labeler_name,
-        "truth": "labels that were given" if given else f"read from the true reports by {labeler_name}",
+        "labeler": labeler.name,
+        "truth": "labels that were given" if given else f"read from the true reports by {labeler.name}",
         **_clinical(predicted_NK, truth_NK, cases.patients_of([pair.case_id for pair in pairs]), intervals),
     }
     return section
 
 
-def report_findings(
-    cases: CollectedCases, labeler: ReportLabeler | None = None
-) -> tuple[Floats, Floats, bool]:
+def report_findings(cases: CollectedCases, labeler: ReportLabeler) -> tuple[Floats, Floats, bool]:
     """Findings of the generated and of the true reports.
 
     Returns:
         (N, K) of 0 and 1 read from the generated reports; (N, K) true labels, NaN where unknown; whether these were given.
         Where no case of them has labels, they are read from the true reports.
     """
-    read = labeler.label_reports if labeler is not None else label_reports
+    read = labeler.label_reports
     pairs = cases.reports
     predicted_NK = np.asarray(read([pair.predicted or "" for pair in pairs]), dtype=np.float64)
     predicted_NK[[pair.predicted is None for pair in pairs]] = 0.0
