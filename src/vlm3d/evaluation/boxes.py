@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from vlm3d.evaluation.lesion_matching import FOUND_IOU
 from vlm3d.evaluation.official_boxes import NAME_OF_LESION, Boxes, LesionBox
 
-FOUND_IOU = 0.10
 WORST_DISTANCE_MM = 768.0
 """Of a lesion with boxes in the truth and none found: the diagonal of 512 x 512 x 256 mm."""
 FROC_BUDGETS = (0.5, 1, 2, 4)

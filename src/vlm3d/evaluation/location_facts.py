@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from vlm3d.evaluation.labeler import Mention, mentions
 from vlm3d.evaluation.location_words import Place, places_in, sizes_in
 from vlm3d.evaluation.sentences import plain
+from vlm3d.labels import DISEASES
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,7 @@ class FactComparison(NamedTuple):
 
 
 _MIDLINE = {"Cardiomegaly", "Pericardial effusion", "Hiatal hernia"}
-_LUNG = {
-    *(
-        "Emphysema",
-        "Atelectasis",
-        "Lung nodule",
-        "Lung opacity",
-        "Pulmonary fibrotic sequela",
-        "Consolidation",
-    ),
-    *("Mosaic attenuation pattern", "Peribronchial thickening", "Bronchiectasis"),
-    "Interlobular septal thickening",
-}
+_LUNG = {disease.name for disease in DISEASES if disease.organ == "lungs"}
 _CUT = re.compile(r", and |, |; | and | with | as well as | but | while ")
 _RECOMMENDATIONS = re.compile(r"^[ \t#*]*recommendations?\b[ \t*]*:", re.IGNORECASE | re.MULTILINE)
 _IMPRESSION = re.compile(r"^[ \t#*]*impressions?\b[ \t*]*:", re.IGNORECASE | re.MULTILINE)
