@@ -70,9 +70,8 @@ def dice_bce_loss(
     if annotated_BLDHW is None:
         bce_BL = bce_BLDHW.flatten(2).mean(-1)
     else:
-        bce_BL = (bce_BLDHW * annotated_BLDHW).flatten(2).sum(-1) / annotated_BLDHW.flatten(2).sum(-1).clamp(
-            min=1
-        )
+        voxels_BL = annotated_BLDHW.flatten(2).sum(-1).clamp(min=1)
+        bce_BL = (bce_BLDHW * annotated_BLDHW).flatten(2).sum(-1) / voxels_BL
         probability, target = probability * annotated_BLDHW, target * annotated_BLDHW
     bce = (bce_BL * known_BL).sum() / known_BL.sum().clamp(min=1)
     overlap_L = ((probability * target).flatten(2).sum(-1) * known_BL).sum(0)
@@ -296,9 +295,7 @@ class MultiTaskLoss(nn.Module):
             terms = []
             for task, loss in losses.items():
                 log_variance = self.log_variance[TASKS.index(task)]
-                taught = (loss.detach() > 0).to(
-                    log_variance.dtype
-                )  # without a label there is nothing to be unsure of
+                taught = (loss.detach() > 0).float()  # without a label there is nothing to be unsure of
                 terms.append(torch.exp(-log_variance) * loss + log_variance * taught)
         else:
             weights = self.start_weights if self.gradnorm is None else self.gradnorm.weights.detach()

@@ -380,9 +380,8 @@ class Trainer:
     def _finish(self, name: str) -> None:
         """The phase's best weights become its result, and the start of the next phase."""
         if self.accelerator.is_main_process:
-            best = max(
-                reversed(self.state.best), key=lambda key: self.state.best[key]
-            )  # the newest of equals
+            newest_first = reversed(self.state.best)  # so that the newest of equals is taken
+            best = max(newest_first, key=lambda key: self.state.best[key])
             note = json.loads((self.folder / TOP / best / "training.json").read_text(encoding="utf-8"))
             self._load(self.model, self.folder / TOP / best)
             for target in (name, FINAL):
@@ -427,9 +426,8 @@ class Trainer:
         last = self.folder / LAST
         if self.accelerator.is_main_process:
             settle_folder(last)
-            if (
-                known.is_file() and not last.is_dir()
-            ):  # killed before its first checkpoint: nothing to go on from
+            began = known.is_file()
+            if began and not last.is_dir():  # killed before its first checkpoint: nothing to go on from
                 (self.folder / METRICS_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return read_state(last) if last.is_dir() else (RunState(phase=""), None)
