@@ -65,7 +65,6 @@ def test_a_file_may_start_from_a_size_or_a_file(tmp_path: Path) -> None:
         "training.phases.joint.tasks={}",
         "training.phases.joint.parts=[]",
         "training.phases.joint.lr_scale={visoin: 3}",
-        "training.keep_top=0",
         "model.classifier.class_weights=[1, 2]",
     ],
 )

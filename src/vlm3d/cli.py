@@ -473,7 +473,7 @@ def train(
         count, memory_gib = gpus_here()
         planned = count if gpus is None else gpus
         seconds = None
-        if data is not None and bool(planned) == bool(count):  # steps run on what this machine has
+        if data is not None and planned == count and gpu_memory is None:  # what is planned is what is here
             request = TrainingRequest(settings, data, Path("run"), phase, start_from)
             seconds = measured_seconds_per_step(request)
         plan = plan_training(
@@ -597,10 +597,10 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Let the first SIGTERM raise `_Terminated`; further ones do not disturb the cleaning up."""
+    """Let the first SIGTERM raise `_Terminated`; a second one ends at once."""
 
     def terminate(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

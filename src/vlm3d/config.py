@@ -508,7 +508,9 @@ class TrainingConfig(Section):
     validation_cases: int = Field(200, ge=1, description="Most cases of a validation, the same in every run.")
     validation_reports: int = Field(8, ge=0, description="Most reports written in a validation.")
     sample_cases: int = Field(4, ge=0, description="Cases of a validation kept as pictures and texts.")
-    keep_top: int = Field(2, ge=1, description="Best checkpoints kept a phase, beside the last.")
+    keep_top: int = Field(
+        2, ge=0, description="Best checkpoints kept a phase, at least one, beside the last."
+    )
     tensorboard: bool = Field(False, description="Also write for TensorBoard.")
     wandb: bool = Field(False, description="Also write for Weights & Biases.")
 

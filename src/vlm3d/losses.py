@@ -327,13 +327,18 @@ class GradNorm(nn.Module):
                 of 0, whose task had no label.
             shared: Parameters that all tasks train, such as the encoder's last block.
         """
-        present = [
-            task for task in TASKS if task in losses and losses[task].requires_grad and bool(losses[task] > 0)
-        ]
+        ran = [task for task in TASKS if task in losses and losses[task].requires_grad]
         shared = [parameter for parameter in shared if parameter.requires_grad]
-        if len(present) > 1 and shared:
+        # of each task, labeled here or not: another process, whose layers this one holds, may have a label
+        norm_of = (
+            {task: self._gradient_norm(losses[task], shared) for task in ran}
+            if len(ran) > 1 and shared
+            else {}
+        )
+        present = [task for task in norm_of if bool(losses[task] > 0)]
+        if len(present) > 1:
             index = torch.tensor([TASKS.index(task) for task in present], device=self.weights.device)
-            norms = torch.stack([self._gradient_norm(losses[task], shared) for task in present])
+            norms = torch.stack([norm_of[task] for task in present])
             value = torch.stack([losses[task].detach().float() for task in present]).to(self.weights.device)
             first = self.first_losses[index]
             self.first_losses[index] = torch.where(first.isnan(), value, first)

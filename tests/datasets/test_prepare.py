@@ -177,10 +177,14 @@ def test_a_new_split_is_taken_over_without_preparing_again(tmp_path: Path) -> No
 
 def test_new_labels_and_reports_are_taken_over_without_preparing_again(tmp_path: Path) -> None:
     out, log = tmp_path / "s", tmp_path / "log"
-    here([case("case_0", partial(made.load_small, 0, log), labels_K=None)], out)
+
+    def load() -> CaseData:
+        return replace(made.load_small(0, log), lesion_masks={})
+
+    here([case("case_0", load, labels_K=None)], out)
     log.unlink()
     labels_K = (0.0, float("nan"), *(1.0,) * (len(DISEASE_NAMES) - 2))
-    told = case("case_0", partial(made.load_small, 0, log), labels_K=labels_K, report="Another.")
+    told = case("case_0", load, labels_K=labels_K, report="Another.")
     assert here([told], out).kept == 1
     assert not log.exists()
     (found,) = PreparedDataset(out).cases
@@ -189,6 +193,12 @@ def test_new_labels_and_reports_are_taken_over_without_preparing_again(tmp_path:
     before = tree(out)
     here([told], out)
     assert tree(out) == before
+
+
+def test_new_labels_of_a_case_with_masks_prepare_it_anew(tmp_path: Path) -> None:
+    here(small_cases(1), tmp_path / "s")
+    again = case("case_0", partial(made.load_small, 0), labels_K=(0.0,) * len(DISEASE_NAMES))
+    assert here([again], tmp_path / "s").done == 1
 
 
 def test_a_report_written_from_labels_is_written_anew_with_them(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_two_breathing_states_in_one_series_are_two_series(tmp_path: Path, shift
         read_volume(tmp_path, series=first.uid)
 
 
-@pytest.mark.parametrize("shared", [0, 1], ids=["end to end", "one place in common"])
+@pytest.mark.parametrize("shared", [0, 1, 3], ids=["end to end", "one place in common", "three"])
 def test_acquisitions_that_continue_each_other_are_joined_with_a_note(tmp_path: Path, shared: int) -> None:
     write_dicom(tmp_path, CHEST[:9], AFFINE, prefix="A", change=with_values(AcquisitionNumber=1))
     write_dicom(
@@ -58,6 +58,12 @@ def test_acquisitions_that_continue_each_other_are_joined_with_a_note(tmp_path: 
     np.testing.assert_array_equal(scan.voxels_DHW, CHEST)
     assert any("2 acquisitions" in note for note in scan.notes)
     assert len(list_series(tmp_path)) == 1
+
+
+def test_acquisitions_that_share_places_out_of_step_are_apart(tmp_path: Path) -> None:
+    write_dicom(tmp_path, CHEST[:9], AFFINE, prefix="A", change=with_values(AcquisitionNumber=1))
+    write_dicom(tmp_path, CHEST[6:], raised(6.4), prefix="B", change=with_values(AcquisitionNumber=2))
+    assert sorted(info.slices for info in list_series(tmp_path)) == [9, 10]
 
 
 def test_an_acquisition_number_for_each_slice_splits_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 
 import vlm3d
@@ -566,13 +565,17 @@ def test_a_report_without_known_findings_moves_no_norm_and_is_prompted_without_d
 # --- the Hub -------------------------------------------------------------------------------------------------------
 
 
+class _RequestFailed(Exception):
+    """What carries the requests has errors of its own."""
+
+
 def test_a_checkpoint_is_put_on_the_hub_whole_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     put: dict[str, set[str]] = {}
 
     class Hub:
         def create_repo(self, name: str, **_: bool) -> None:
             if "/" not in name:
-                raise HFValidationError("no owner\nin the name")
+                raise _RequestFailed("no owner\nin the name")
 
         def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
             put[repo_id] = {path.name for path in folder_path.iterdir()}

@@ -9,6 +9,7 @@ from support.training_store import phantom_store, training_config, write_small_p
 from vlm3d.config import Config, LocalPhase, PhaseConfig
 from vlm3d.datasets.augmentation import NO_AUGMENTATION
 from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.losses import stack_lesion_masks
 from vlm3d.training.data import ScanStream, StepSampler, collate
 
 
@@ -132,3 +133,19 @@ def test_scans_of_different_size_are_padded_with_air(dataset: PreparedDataset, c
     assert batch.intensity_B1DHW.shape == (2, 1, 20, 48, 32)
     assert (batch.intensity_B1DHW[0, 0, 16:] == -1).all()
     assert batch.guidance_BKZYX.shape == (2, 18, 5, 3, 2)
+
+
+def test_padding_tells_nothing_of_lesions_that_nobody_annotated(
+    dataset: PreparedDataset, config: Config
+) -> None:
+    stream = ScanStream(dataset, config, PhaseConfig(scan_crop=(16, 32, 32)), 1)
+    small = stream[0]
+    unknown = small._replace(masks_LDHW=np.full_like(small.masks_LDHW, -1))
+    large = ScanStream(dataset, config, PhaseConfig(scan_crop=(24, 48, 48)), 1)[1]
+    masks = collate([unknown, large]).masks_BLDHW
+    assert (masks[0] == -1).all()
+    _, known_BL, annotated = stack_lesion_masks(masks, masks.shape[1])
+    assert not known_BL[0].any()
+    assert annotated is None
+    padded = collate([small, large]).masks_BLDHW[0]
+    assert (padded[4, 16:] == 0).all()

@@ -357,6 +357,15 @@ def test_a_run_from_before_a_setting_came_goes_on_without_it(
         train(replace(request, config=config.model_copy(update={"training": training})))
 
 
+def _with_facts(store: Path, copy: Path, **facts: Any) -> Path:
+    """A store whose cases tell something more."""
+    shutil.copytree(store, copy)
+    lines = [json.loads(text) for text in (copy / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [json.dumps(line | {"facts": line["facts"] | facts}) for line in lines]
+    (copy / "manifest.jsonl").write_text("\n".join(told) + "\n", encoding="utf-8")
+    return copy
+
+
 def _without(store: Path, copy: Path, *, rest: bool = False) -> Path:
     """A store whose cases tell no masks and places, and, with ``rest``, no labels and reports either."""
     shutil.copytree(store, copy)
@@ -388,6 +397,10 @@ def test_what_no_case_teaches_is_left_out_and_said(
         learnable_phases(config, ["1.2"], dataset)
     final = train(TrainingRequest(config, dataset.store, tmp_path / "run"))
     assert read_training(final)["untrained_tasks"] == ["localization"]
+    slices = _with_facts(store, tmp_path / "slices", annotated_slices=[0, 1])
+    _, names = learnable_phases(config, None, PreparedDataset(slices, ("train",)))
+    assert "local" not in names
+    assert "localization" in names
     nothing = PreparedDataset(_without(store, tmp_path / "nothing", rest=True), ("train",))
     with pytest.raises(DataError, match="has labels, masks or reports to learn from"):
         learnable_phases(config, None, nothing)

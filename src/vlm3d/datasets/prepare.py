@@ -290,8 +290,9 @@ def _recover(out: Path) -> dict[str, PreparedCase]:
 def _take_over_words(out: Path, cases: Iterable[Case], ready: dict[str, PreparedCase]) -> None:
     """Bring ready cases up to what their source now says of split, labels and report.
 
-    Voxels do not hang on it, so only the words are rewritten. A case whose labels changed and whose report is written from
-    them leaves ``ready`` and is prepared anew. What the source does not tell any more stays.
+    Where no voxel hangs on it, only the words are rewritten. A case whose labels changed leaves ``ready`` and is prepared
+    anew if it has masks, which may come from the same words, or a report that is written from labels. What the source does
+    not tell any more stays.
     """
     for case in cases:
         found = ready.get(case.case_id)
@@ -306,7 +307,8 @@ def _take_over_words(out: Path, cases: Iterable[Case], ready: dict[str, Prepared
             now = replace(now, report=case.report, report_is_synthetic=case.report_is_synthetic)
         if case.labels_K is not None and not _same_labels(found.labels_K, case.labels_K):
             now = replace(now, labels_K=case.labels_K, facts={**found.facts, **case.facts})
-            if now.report is None or (now.report_is_synthetic and case.report is None):
+            written = now.report is None or (now.report_is_synthetic and case.report is None)
+            if found.known_lesions or written:
                 del ready[case.case_id]
                 continue
         if now.to_json() != found.to_json():

@@ -103,6 +103,11 @@ class PreparedCase:
         """Along D, where masks of known lesions say anything."""
         return slice(*self.facts.get(ANNOTATED_SLICES, (0, self.shape_DHW[0])))
 
+    @property
+    def is_annotated_throughout(self) -> bool:
+        """Whether masks of known lesions say something of every slice."""
+        return self.annotated_slices == slice(0, self.shape_DHW[0])
+
     def to_json(self) -> str:
         """One line of JSON; an unknown label is null."""
         values = asdict(self)

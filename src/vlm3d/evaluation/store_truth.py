@@ -42,13 +42,9 @@ def truth_of(dataset: PreparedDataset, index: int) -> CaseFindings:
         case.patient_id,
         labels_K,
         case.report,
-        partial(_load_masks, dataset, index) if _masked_throughout(case) else None,
+        partial(_load_masks, dataset, index) if case.known_lesions and case.is_annotated_throughout else None,
         load_scan=partial(_load_scan, dataset, index),
     )
-
-
-def _masked_throughout(case: PreparedCase) -> bool:
-    return bool(case.known_lesions) and case.annotated_slices == slice(0, case.shape_DHW[0])
 
 
 def masks_in(arrays: PreparedArrays, case: PreparedCase) -> LesionMasks:

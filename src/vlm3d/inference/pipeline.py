@@ -29,7 +29,7 @@ from vlm3d.anatomy.measurement import (
 )
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.datasets.prepared import is_prepared_case, read_prepared_case
-from vlm3d.errors import ResourceError
+from vlm3d.errors import ResourceError, SeriesError
 from vlm3d.inference.consistency import consistent_report
 from vlm3d.inference.lesion_record import listed_piece, listed_places, volume_ml_by_region
 from vlm3d.inference.prediction import (
@@ -437,6 +437,8 @@ def _read(scan: str | Path | Volume, series: str | None) -> tuple[Volume, Region
     if isinstance(scan, Volume):
         return scan, None
     if is_prepared_case(scan):
+        if series is not None:
+            raise SeriesError(f"{_name(scan)} is a case of a store: it has no series to choose from")
         return read_prepared_case(scan)
     return read_volume(scan, series=series), None
 

@@ -201,7 +201,7 @@ def _acquisitions_apart(group: list[Slice]) -> list[list[Slice]]:
     """A series' slices in parts within which no acquisition lies over another.
 
     Breathing states and contrast phases lie over each other, and mixed they are no volume; acquisitions that continue
-    each other are one.
+    each other, with some slices in common at the seam, are one.
     """
     normal = group[0].normal_lps
     if normal is None or any(item.position_lps is None for item in group):
@@ -211,24 +211,35 @@ def _acquisitions_apart(group: list[Slice]) -> list[list[Slice]]:
     for item in group:
         if item.acquisition is not None:
             acquisitions[item.acquisition].append(item)
-    spans = sorted((*_span(members, normal), number) for number, members in acquisitions.items())
-    parts: list[tuple[float, list[Slice]]] = []
-    for low, high, number in spans:
-        place = next((i for i, (top, _) in enumerate(parts) if low >= top - SAME_PLACE_MM), None)
-        if place is None:
-            parts.append((high, list(acquisitions[number])))
+    parts: list[list[Slice]] = []
+    for members in sorted(acquisitions.values(), key=lambda members: _heights(members, normal)[0]):
+        part = next((part for part in parts if _continues(part, members, normal)), None)
+        if part is None:
+            parts.append(list(members))
         else:
-            parts[place] = (high, parts[place][1] + acquisitions[number])
+            part.extend(members)
     if not parts:
         return [group]
-    max((members for _, members in parts), key=len).extend(without_number)
-    return [members for _, members in parts]
+    max(parts, key=len).extend(without_number)
+    return parts
 
 
-def _span(members: list[Slice], normal: NDArray[np.float64]) -> tuple[float, float]:
-    """Lowest and highest place along a normal."""
-    heights = [float(item.position_lps @ normal) for item in members if item.position_lps is not None]
-    return min(heights), max(heights)
+def _continues(part: list[Slice], members: list[Slice], normal: NDArray[np.float64]) -> bool:
+    """Whether slices go on where a part ends, or share less than half of the shorter with it, place by place."""
+    first, then = _heights(part, normal), _heights(members, normal)
+    if then[0] >= first[-1] - SAME_PLACE_MM:
+        return True
+    twice, again = first[first >= then[0] - SAME_PLACE_MM], then[then <= first[-1] + SAME_PLACE_MM]
+    return (
+        2 * len(twice) < min(len(first), len(then))
+        and len(twice) == len(again)
+        and bool(np.abs(twice - again).max() <= SAME_PLACE_MM)
+    )
+
+
+def _heights(members: list[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places along a normal, from the lowest up."""
+    return np.sort([float(item.position_lps @ normal) for item in members if item.position_lps is not None])
 
 
 def _info(number: int, group: list[Slice], several: bool) -> SeriesInfo:

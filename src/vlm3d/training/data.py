@@ -176,12 +176,11 @@ class ScanStream(Dataset[Scan]):
             count = min(self.num_diseases, len(case.labels_K))
             labels_K[:count] = case.labels_K[:count]
         regions_DHW = arrays.regions_DHW if case.regions_method is not None else None
-        annotated = case.annotated_slices
-        if annotated == slice(0, case.shape_DHW[0]):
+        if case.is_annotated_throughout:
             marks_DHW = guidance_bits(case, regions_DHW, arrays.lesion_bits_DHW) << np.uint32(_LESION_BITS)
         else:  # where findings lie beyond these slices is not known
             marks_DHW = np.full(case.shape_DHW, _NOT_ANNOTATED)
-            marks_DHW[annotated] = 0
+            marks_DHW[case.annotated_slices] = 0
         return TrainingSample(
             arrays.hu_DHW,
             regions_DHW,
@@ -311,6 +310,10 @@ def collate(scans: Sequence[Scan]) -> Batch:
     for index, scan in enumerate(scans):
         d, h, w = scan.intensity_DHW.shape
         intensity[index, 0, :d, :h, :w] = scan.intensity_DHW
+        in_doubt_L = (scan.masks_LDHW < 0).any(axis=(1, 2, 3))
+        masks[
+            index, in_doubt_L
+        ] = -1  # what is not annotated throughout is not annotated beyond the scan either
         masks[index, :, :d, :h, :w] = scan.masks_LDHW
         z, y, x = scan.guidance_KZYX.shape[1:]
         guidance[index, :, :z, :y, :x] = scan.guidance_KZYX

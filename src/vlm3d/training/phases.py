@@ -149,7 +149,8 @@ def learnable_phases(
     """
     told = _told_tasks(dataset)
     tells_places = any(
-        any(case.lesion_voxels.values()) or case.facts.get("findings") for case in dataset.cases
+        case.is_annotated_throughout and (any(case.lesion_voxels.values()) or case.facts.get("findings"))
+        for case in dataset.cases
     )
     phases, names = dict[str, PhaseConfig](), list[str]()
     chosen = chosen_phases(asked)

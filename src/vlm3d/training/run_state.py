@@ -48,7 +48,7 @@ class RunState:
         damaged: Case id -> how often it was passed over.
         origin: ``training.json`` of the checkpoint that the run started from; None for random weights.
         cases: Digest of the training cases' names.
-        processes: That share the work.
+        processes: That share the work; 0 where a run did not say.
     """
 
     phase: str
@@ -60,7 +60,7 @@ class RunState:
     damaged: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
     cases: str = ""
-    processes: int = 1
+    processes: int = 0
 
 
 def optimizer_tensors(
@@ -144,7 +144,7 @@ def read_state(folder: Path) -> tuple[RunState, dict[str, Tensor]]:
         if not isinstance(values, dict) or not set(values) <= {item.name for item in fields(RunState)}:
             raise ValueError("foreign fields")
         return RunState(**values), load_file(folder / TENSORS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is no point to resume from: {str(error).splitlines()[0]}. Start the phase anew in another folder."
         ) from error

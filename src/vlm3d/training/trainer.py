@@ -347,7 +347,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _keep_top(self, name: str, found: Validation) -> None:
-        keep, best = self.training.keep_top, self.state.best
+        keep, best = max(self.training.keep_top, 1), self.state.best
         if len(best) >= keep and found.score < min(best.values()):
             return
         label = f"{name}_{self.state.step:06d}"
@@ -436,15 +436,13 @@ class Trainer:
         """A run may go on over other cases or processes than before; the scans that it sees then are others, so say it."""
         names = "\n".join(case.case_id for case in self.train_set.cases)
         cases, processes = hashlib.sha256(names.encode()).hexdigest()[:16], self.accelerator.num_processes
-        if self._tensors is not None and self.state.cases not in ("", cases):
-            logger.warning("the store's training cases are others than those that %s began with", self.folder)
-        if self._tensors is not None and self.state.processes != processes:
-            logger.warning(
-                "%s was trained by %d processes so far, now by %d",
-                self.folder,
-                self.state.processes,
-                processes,
-            )
+        if self._tensors is not None and self.accelerator.is_main_process:
+            if self.state.cases not in ("", cases):
+                logger.warning("training cases are others than those that %s began with", self.folder)
+            if self.state.processes not in (0, processes):
+                logger.warning(
+                    "%d processes trained %s, now %d", self.state.processes, self.folder, processes
+                )
         self.state.cases, self.state.processes = cases, processes
 
     def _build_model(self) -> VLM3DMultiTask:
