@@ -41,7 +41,7 @@ def train_in_two_processes(
             "-m",
             "torch.distributed.run",
             "--nproc-per-node=2",
-            "--master-port=29611",
+            "--standalone",
             str(script),
         ],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vlm3d.anatomy.regions import REGIONS
 from vlm3d.config import SHIPPED_CONFIGS, load_config
@@ -18,16 +18,17 @@ FORMATS = (
     "MedSAM2-style NPZ (imgs, gts, spacing, window)",
 )
 
-PLAN_MILLIONS = {
-    "3D vision encoder": 88,
-    "classifier": 1,
-    "localizer: denoising transformer": 25,
-    "localizer: attention U-Net": 20,
-    "vision projector": 256,
-    "language model (frozen)": 70_000,
-    "LoRA adapters": 69,
+PLAN = {
+    "3D vision encoder": (88, 350),
+    "classifier": (1, 4),
+    "localizer: denoising transformer": (25, 100),
+    "localizer: attention U-Net": (20, 80),
+    "vision projector": (256, 1_000),
+    "language model (frozen)": (70_000, 35_000),
+    "LoRA adapters": (69, 280),
+    "total": (70_500, 40_000),
 }
-"""The figures that the project's plan gives for the large size, in millions: plans, not counts."""
+"""What the project's plan gives for the large size, in millions of parameters and MB: plans, not counts."""
 
 
 def info_text(configs: Sequence[str] | None = None) -> str:
@@ -78,11 +79,11 @@ def size_table(name: str) -> str:
 
     config = load_config(name)
     model = VLM3DMultiTask(config, load_text=False, device="meta")
-    planned = PLAN_MILLIONS if config.name == "large" else {}
+    planned = PLAN if config.name == "large" else {}
     four_bit = config.model.report.load_in_4bit
     head = f"Size '{config.name}': {config.model.report.llm_name}"
     columns = f"  {'part':36}{'parameters':>14}{'trainable':>14}{'weights':>12}" + (
-        f"{'in the plan':>14}" if planned else ""
+        f"{'in the plan':>24}" if planned else ""
     )
     lines = [head, columns]
     total, trainable, weights_mb = 0, 0, 0.0
@@ -90,19 +91,26 @@ def size_table(name: str) -> str:
         part_mb = part.parameters * 2 / 1e6
         if part.name == "language model (frozen)" and model.report_generator.llm is not None:
             part_mb = weight_bytes(model.report_generator.llm.model, load_in_4bit=four_bit) / 1e6
-        line = f"  {part.name:36}{part.parameters:14,}{part.trainable:14,}{part_mb:9,.0f} MB"
-        if part.name in planned:
-            line += f"{planned[part.name]:11,} M"
-        lines.append(line)
+        lines.append(_size_line(part.name, part.parameters, part.trainable, part_mb, planned))
         total, trainable, weights_mb = (
             total + part.parameters,
             trainable + part.trainable,
             weights_mb + part_mb,
         )
-    lines.append(f"  {'total':36}{total:14,}{trainable:14,}{weights_mb:9,.0f} MB")
+    lines.append(_size_line("total", total, trainable, weights_mb, planned))
     note = "linear layers of the language model in NF4, the rest" if four_bit else "weights"
     lines.append(f"  {note} in 16 bit; the frozen text encoder is needed in training only")
     return "\n".join(lines)
+
+
+def _size_line(
+    name: str, parameters: int, trainable: int, weights_mb: float, planned: Mapping[str, tuple[int, int]]
+) -> str:
+    line = f"  {name:36}{parameters:14,}{trainable:14,}{weights_mb:9,.0f} MB"
+    if name in planned:
+        millions, megabytes = planned[name]
+        line += f"{millions:11,} M{megabytes:8,} MB"
+    return line
 
 
 def _numbered(title: str, names: Sequence[str]) -> str:
