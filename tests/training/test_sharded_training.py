@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,20 @@ def test_shards_teach_what_the_whole_does(
     )
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+
+
+def test_a_process_whose_scans_have_no_report_runs_the_layers_as_often(
+    tmp_path: Path, store: Path, pretrained: dict[str, Any]
+) -> None:
+    few = tmp_path / "store"
+    shutil.copytree(store, few)
+    lines = [json.loads(text) for text in (few / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = next(line["case_id"] for line in lines if line["split"] == "train")
+    silent = [line if line["case_id"] == told else line | {"report": ""} for line in lines]
+    (few / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in silent), encoding="utf-8")
+    config = _config(pretrained, sharded=True, load_in_4bit=False, checkpointing=False)
+    train_in_two_processes(config, few, tmp_path, ["2"])
+    assert (tmp_path / "two" / "final").is_dir()
 
 
 def test_what_shards_cannot_do_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
