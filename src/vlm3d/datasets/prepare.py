@@ -311,7 +311,7 @@ def _take_over_words(out: Path, cases: Iterable[Case], ready: dict[str, Prepared
             if found.known_lesions or written:
                 del ready[case.case_id]
                 continue
-        if now.to_json() != found.to_json():
+        if now != found:
             ready[case.case_id] = now
             write_atomically(out / CASES / case.case_id / CASE, now.to_json() + "\n")
 
