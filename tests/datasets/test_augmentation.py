@@ -384,6 +384,8 @@ class TestWords:
             ("Cyst in the right lobe of the liver, left kidney normal.",
              "Cyst in the right lobe of the liver, right kidney normal."),
             ("Liver cyst in its left lobe.", "Liver cyst in its left lobe."),
+            ("Left lobe lateral segment of the liver.", "Left lobe lateral segment of the liver."),
+            ("Left main and right coronary arteries.", "Left main and right coronary arteries."),
             ("Nodule in the right lobe of the thyroid.", "Nodule in the left lobe of the thyroid."),
             ("The tube was left in place on the left.", "The tube was left in place on the right."),
             ("", ""),
@@ -408,6 +410,8 @@ class TestWords:
             "thickening of the minor fissure",
             "An azygos lobe on the right.",
             "R upper lobe nodule",
+            "Nodule in the Rt lower lobe.",
+            "Effusion on both sides (R>L).",
         ],
     )
     def test_what_has_no_counterpart_is_refused(self, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,33 @@ def test_consolidated_lung_is_marked_as_the_opacity_that_it_is(dataset: Prepared
         consolidated_DHW = _bit(bits_DHW, "Consolidation")
         assert (_bit(bits_DHW, "Lung opacity") >= consolidated_DHW).all()
         seen += int(consolidated_DHW.any())
+    assert seen
+
+
+@pytest.mark.parametrize("annotated", ["consolidation", "ground_glass_opacity"])
+def test_an_opacity_is_placed_only_where_all_that_shows_it_is_annotated(
+    dataset: PreparedDataset, annotated: str
+) -> None:
+    seen = 0
+    for index, case in enumerate(dataset.cases):
+        bits_DHW = dataset.read(index).lesion_bits_DHW & (1 << STORED_LESION_KEYS.index(annotated))
+        partly = replace(
+            case,
+            known_lesions=(annotated,),
+            lesion_voxels={annotated: case.lesion_voxels.get(annotated, 0)},
+            facts={},
+        )
+        assert case.labels_K is not None
+        consolidated = case.labels_K[DISEASE_NAMES.index("Consolidation")] == 1
+        marks_DHW = guidance_bits(partly, None, bits_DHW)
+        if annotated == "consolidation" or consolidated:
+            assert (
+                not _bit(marks_DHW, "Lung opacity").any()
+                or case.labels_K[DISEASE_NAMES.index("Lung opacity")] != 1
+            )
+            seen += int(bits_DHW.any())
+        else:
+            np.testing.assert_array_equal(_bit(marks_DHW, "Lung opacity"), bits_DHW > 0)
     assert seen
 
 

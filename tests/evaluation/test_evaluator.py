@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from vlm3d.evaluation.report import report_scores
 from vlm3d.evaluation.tables import evaluation_text
 from vlm3d.evaluation.thresholds import tune_thresholds
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
+from vlm3d.preprocessing.orientation import canonical_view, to_canonical
 from vlm3d.volume import Volume
 
 K = len(DISEASE_NAMES)
@@ -147,6 +149,40 @@ def test_thresholds_are_never_tuned_on_evaluated_patients() -> None:
         evaluate(predictions, truth, QUICK, tune_on=(predictions, truth))
     with pytest.raises(InputError, match=r"without true labels: other_0"):
         evaluate(predictions, truth, QUICK, tune_on=(source("o", scores(truth_NK), "other"), truth))
+
+
+def test_thresholds_are_never_tuned_on_evaluated_cases_whatever_their_patients_are_called() -> None:
+    truth_NK = labels(8)
+    predictions, truth = source("p", scores(truth_NK)), source("t", truth_NK)
+    renamed = FindingsSource(
+        "r", {name: replace(case, patient_id=f"other_{name}") for name, case in truth.cases.items()}
+    )
+    with pytest.raises(InputError, match=r"8 cases evaluated with them: case_0"):
+        evaluate(predictions, truth, QUICK, tune_on=(predictions, renamed))
+
+
+def test_a_truth_that_tells_nothing_is_refused() -> None:
+    unknown_NK = np.full((4, K), np.nan)
+    with pytest.raises(InputError, match="t has no known label"):
+        evaluate(source("p", scores(labels(4))), source("t", unknown_NK), QUICK)
+
+
+def test_boxes_of_lesions_that_the_truth_did_not_annotate_are_no_false_positives() -> None:
+    mask = np.zeros((4, 6, 8), bool)
+    mask[1:3, 2:4, 2:5] = True
+    truth = with_masks({f"c{n}": {"lung_nodule": mask} for n in range(3)}, "t")
+    boxes = tuple(boxes_of_mask(canonical_view(mask, AFFINE), to_canonical(Volume(mask, AFFINE)).affine))
+    sure = tuple(LesionBox((0.0, 0.0, 0.0, 2.0, 2.0, n + 1.0), 1.0) for n in range(5))
+    found = [
+        evaluate(
+            FindingsSource("p", {f"c{n}": CaseFindings(f"c{n}", f"c{n}", boxes=said) for n in range(3)}),
+            truth,
+            QUICK,
+        ).figures["boxes"]["froc"]
+        for said in ({"lung_nodule": boxes}, {"lung_nodule": boxes, "consolidation": sure})
+    ]
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {1.0}
 
 
 def test_two_systems_are_compared_on_the_same_patients() -> None:

@@ -134,6 +134,7 @@ def test_intervals_hold_the_value_and_the_table_tells_all() -> None:
         "cases": 12,
         "patients": 12,
         "left_out": [],
+        "silent": {},
         "training": None,
         "untrained_tasks": [],
         "intervals": {"resamples": 0},

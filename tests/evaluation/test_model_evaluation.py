@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from support.small_cases import GRID, case, load_small, small_cases
 from support.small_models import small_config, small_model
 from vlm3d.datasets.prepare import prepare
 from vlm3d.datasets.prepared import PreparedDataset
+from vlm3d.datasets.store import ANNOTATED_SLICES
 from vlm3d.errors import ConfigError, DataError, InputError
+from vlm3d.evaluation.case_prediction import tuning_scans
 from vlm3d.evaluation.classification import classification_figures
 from vlm3d.evaluation.evaluator import EvaluationSettings
 from vlm3d.evaluation.intervals import Intervals
@@ -73,6 +76,18 @@ def test_figures_are_those_of_predicting_case_by_case(model: VLM3DMultiTask, sto
     assert per_lesion["lung_nodule"]["dice"] == pytest.approx(np.mean(overlaps))
     assert per_lesion["consolidation"]["with_lesion"] == 0
     assert (figures["training"], figures["truth"], figures["cases"]) == ("untrained", "store", 3)
+
+
+def test_masks_that_do_not_cover_a_scan_are_not_scored(model: VLM3DMultiTask, store: Path) -> None:
+    dataset = PreparedDataset(store, ("test",))
+    dataset.cases = tuple(
+        replace(record, facts={**record.facts, ANNOTATED_SLICES: (0, 2)} if n == 0 else record.facts)
+        for n, record in enumerate(dataset.cases)
+    )
+    evaluation = evaluate_model(model, dataset, QUICK)
+    assert evaluation.figures["localization"]["per_lesion"]["lung_nodule"]["cases"] == 2
+    assert [scan.counts for scan in tuning_scans(model, dataset, 0)] == [{}]
+    assert tuning_scans(model, dataset, 1)[0].counts
 
 
 def test_cases_can_be_chosen_and_listened_to_and_the_models_mode_stays(

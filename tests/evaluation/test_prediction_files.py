@@ -57,6 +57,24 @@ def test_tables_of_reports_and_labels_are_joined_by_id(tmp_path: Path) -> None:
         read_findings([labels, labels], truth=True)
 
 
+def test_an_empty_report_is_unknown_in_truth_and_empty_in_predictions(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("VolumeName,report\na.nii.gz,Normal.\nb.nii.gz,\n")
+    assert read_findings(path, truth=True).cases["b"].report is None
+    assert read_findings(path).cases["b"].report == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"scan": {"source": null}}', '{"scan": [1]}', '{"schema_version": ' + "9" * 5000 + "}"],
+)
+def test_a_prediction_of_another_form_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "prediction.json").write_text(content)
+    with pytest.raises(UnreadableFileError) as caught:
+        read_findings(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_label_is_unknown_in_truth_and_refused_in_predictions(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "l.csv", ["AccessionNo", *DISEASE_NAMES], [["case_4", "", *[1] * (K - 1)]])
     assert np.isnan(read_findings(path, truth=True).cases["case_4"].scores_K[0])

@@ -169,6 +169,7 @@ class TestTracker:
             tracker.scalars(7, {"loss": 0.5})
             tracker.image(7, "valid/case_1", RGB_HWC)
             tracker.text(7, "valid/case_1", "Größe <5 mm\nsecond line")
+            tracker.text(7, "valid/ct..1", "two dots")
             tracker.sync()
         folder = tmp_path / "samples" / "00000007" / "valid"
         assert np.array_equal(np.asarray(Image.open(folder / "case_1.png")), RGB_HWC)

@@ -22,15 +22,16 @@ _CANNOT_BE_MIRRORED = re.compile(
     | \b(?:upper|lower)\W+(?:and\W+|or\W+)?middle\b
     | \bmiddle\s+lobe[^.;:]{0,40}(?:segment|medial|lateral)\b   # no such segment on the other side
     | \bleft\s+(?:lung\s+)?middle\s+lobe
+    | \b(?:Rt|Lt)\b | (?-i:\b[RL]\s?[<>=]\s?[RL]\b)
     | (?<![\w-])[RL]\.?\s+(?:lung|upper|middle|lower|pleura|hil|side)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 
 _HEART_OR_LIVER = r"""
-    (?:[-\s]sided)?(?:\s*(?:,|/|and|or)\s*(?:left|right))?[\s-]+
+    (?:[-\s](?:sided|main))?(?:\s*(?:,|/|and|or)\s*(?:left|right))?[\s-]+
     (?:atri(?:um|a|al)|ventric\w+|auric\w+|heart|cardiac|coronar\w+|main\s+coronary|anterior\s+descending|circumflex
-       |LAD|hepatic|portal|gastric|lobe\s+of\s+(?:the\s+)?liver|liver\s+lobe|lobe\s+liver)\b
+       |LAD|hepatic|portal|gastric|lobe\b[^.,;:]{0,30}?\s+of\s+(?:the\s+)?liver|liver\s+lobe|lobe\s+liver)\b
 """
 
 _SIDED = re.compile(

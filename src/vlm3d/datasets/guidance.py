@@ -48,11 +48,28 @@ def guidance_bits(
     for fact in case.facts.get("findings", ()):
         if fact["finding"] in DISEASE_NAMES and fact["finding"] not in masked:
             _mark(bits_DHW, case, regions_DHW, fact)
-    for finding, implied in IMPLIED.items():
-        if case.labels_K is not None and case.labels_K[DISEASE_NAMES.index(implied)] == 1:
-            shown_DHW = (bits_DHW >> np.uint32(DISEASE_NAMES.index(finding))) & np.uint32(1)
-            bits_DHW |= shown_DHW << np.uint32(DISEASE_NAMES.index(implied))
+    for finding, broader in IMPLIED.items():
+        narrow_at, broad_at = (np.uint32(DISEASE_NAMES.index(name)) for name in (finding, broader))
+        if _label(case, broader) != 1:
+            continue
+        if all(_place_is_known(case, bits_DHW, name) for name in (finding, broader)):
+            bits_DHW |= ((bits_DHW >> narrow_at) & np.uint32(1)) << broad_at
+        else:  # it may lie in places without a mark, so that none of its marks tells where it is not
+            bits_DHW &= ~(np.uint32(1) << broad_at)
     return bits_DHW
+
+
+def _label(case: PreparedCase, disease: str) -> float:
+    return float("nan") if case.labels_K is None else case.labels_K[DISEASE_NAMES.index(disease)]
+
+
+def _place_is_known(case: PreparedCase, bits_DHW: Bits, disease: str) -> bool:
+    """Whether nothing of a disease lies where it is not marked."""
+    annotated = any(
+        lesion.disease == disease and lesion.key in case.known_lesions for lesion in STORED_LESIONS
+    )
+    marked = bool((bits_DHW & np.uint32(1 << DISEASE_NAMES.index(disease))).any())
+    return annotated or marked or _label(case, disease) == 0
 
 
 def patch_guidance(bits_DHW: Bits, patch_size: tuple[int, int, int], num_diseases: int) -> NDArray[np.bool_]:

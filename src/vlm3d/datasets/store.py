@@ -108,6 +108,11 @@ class PreparedCase:
         """Whether masks of known lesions say something of every slice."""
         return self.annotated_slices == slice(0, self.shape_DHW[0])
 
+    @property
+    def scored_lesions(self) -> tuple[str, ...]:
+        """Known lesions whose masks can be held against others: none where the masks do not cover the scan."""
+        return self.known_lesions if self.is_annotated_throughout else ()
+
     def to_json(self) -> str:
         """One line of JSON; an unknown label is null."""
         values = asdict(self)

@@ -142,14 +142,14 @@ def tuning_scans(
     """
     case, arrays = dataset.cases[index], dataset.read(index)
     _check_names(model)
-    masks_drawn = masks and any(lesion.key in case.known_lesions for lesion in model.lesions)
+    masks_drawn = masks and any(lesion.key in case.scored_lesions for lesion in model.lesions)
     tuning = []
     for number in range(1 + variations * masks_drawn):
         scan = arrays if number == 0 else _varied(model, arrays, case, [number - 1, index])
         found = read_heads(model, *_tensors(model, scan, case.regions_method is not None), masks=masks)
         counts = {}
         if found.mask_logits_LDHW is not None:
-            counts = _counts(model, found.mask_logits_LDHW, scan, case.known_lesions)
+            counts = _counts(model, found.mask_logits_LDHW, scan, case.scored_lesions)
         tuning.append(TuningScan(found.odds, counts))
     return tuning
 
@@ -211,12 +211,12 @@ def run_heads(
     affine = np.array(case.affine)
     true = replace(
         truth_of(dataset, index),
-        load_masks=(lambda: masks_in(arrays, case)) if case.known_lesions else None,
+        load_masks=(lambda: masks_in(arrays, case)) if case.scored_lesions else None,
         load_scan=lambda: Volume(arrays.hu_DHW, affine),
     )
     intensity, regions = _tensors(model, arrays, case.regions_method is not None)
     _check_names(model)
-    with_masks = run.masks and bool(case.known_lesions)
+    with_masks = run.masks and bool(case.scored_lesions)
     with_report = run.reports and case.report is not None
     drawn = with_masks or with_report or run.fusion is not None
     found = read_heads(model, intensity, regions, masks=drawn)

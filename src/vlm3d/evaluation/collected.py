@@ -138,6 +138,8 @@ class CollectedCases:
                 self._add_masks(masks, true, truth, frozenset(drawn))
             if "boxes" in parts and (truth.boxes is not None or true is not None):
                 found = predicted.boxes if predicted.boxes is not None else _boxes(masks)
+                if truth.boxes is None and true is not None:
+                    found = {key: boxes for key, boxes in found.items() if key in true.keys}
                 self.boxes[truth.case_id] = (found, truth.boxes if truth.boxes is not None else _boxes(true))
 
     def _add_masks(

@@ -6,8 +6,9 @@ Cases come one by one, from files or from a model; what is kept of each is small
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +17,11 @@ from vlm3d.errors import ConfigError, InputError
 from vlm3d.evaluation.case_findings import CaseFindings, FindingsSource, Training
 from vlm3d.evaluation.case_ids import check_same_cases, count, named
 from vlm3d.evaluation.collected import CollectedCases
+from vlm3d.evaluation.comparison import System, comparison_section
 from vlm3d.evaluation.figures import (
     Thresholds,
     box_section,
     classification_section,
-    comparison_section,
     localization_section,
     resampled_classification,
 )
@@ -34,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["labels", "masks", "boxes", "reports"]
 PARTS: tuple[Part, ...] = ("labels", "masks", "boxes", "reports")
-SCHEMA_VERSION = "1.0"
+SCORED = ("classification", "localization", "boxes", "reports")
+"""Sections of figures; at least one is in every evaluation."""
+SCHEMA_VERSION = "1.1"
 Progress = Callable[[int, int], None]
 
 
@@ -106,6 +109,7 @@ class Joined:
         parts: What both speak of.
         case_ids: To compare, in the truth's order.
         left_out: Cases that only one side knows, where that was allowed.
+        silent: Part -> cases of whose truth the predictions say nothing, where that was allowed.
     """
 
     predictions: FindingsSource
@@ -113,6 +117,7 @@ class Joined:
     parts: tuple[Part, ...]
     case_ids: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    silent: Mapping[Part, tuple[str, ...]] = field(default_factory=dict)
 
     def pairs(self) -> Iterable[tuple[CaseFindings, CaseFindings]]:
         """Prediction and truth of each case."""
@@ -143,19 +148,32 @@ def join(predictions: FindingsSource, truth: FindingsSource, *, common_only: boo
         check_same_cases(
             set(predictions.cases) - (set(truth.cases) - known), known, predictions.name, truth.name
         )
-        for part in parts:
-            silent = [
-                case_id
-                for case_id in common
-                if _speaks(truth.cases[case_id], part) and not _speaks(predictions.cases[case_id], part)
-            ]
-            if silent:
-                raise InputError(
-                    f"{predictions.name} has no {part} for {count(len(silent), 'case')} of {truth.name}: {named(silent)}"
-                )
+    silent = {part: _silent(part, common, predictions, truth) for part in parts}
+    for part, case_ids in silent.items():
+        if case_ids and not common_only:
+            raise InputError(
+                f"{predictions.name} has no {part} for {count(len(case_ids), 'case')} of {truth.name}: {named(case_ids)}"
+            )
     if not common:
         raise InputError(f"{predictions.name} and {truth.name} have no case in common")
-    return Joined(predictions, truth, parts, tuple(common), tuple(sorted(left_out)))
+    return Joined(
+        predictions,
+        truth,
+        parts,
+        tuple(common),
+        tuple(sorted(left_out)),
+        {part: case_ids for part, case_ids in silent.items() if case_ids},
+    )
+
+
+def _silent(
+    part: Part, case_ids: Iterable[str], predictions: FindingsSource, truth: FindingsSource
+) -> tuple[str, ...]:
+    return tuple(
+        case_id
+        for case_id in case_ids
+        if _speaks(truth.cases[case_id], part) and not _speaks(predictions.cases[case_id], part)
+    )
 
 
 def _comparable(part: Part, predictions: FindingsSource, truth: FindingsSource) -> bool:
@@ -207,7 +225,9 @@ def evaluate(
     thresholds, rival_thresholds = (
         Thresholds.fixed(settings.threshold)
         if tuning is None
-        else tuned_thresholds(*tuning, settings.objective, evaluated_patients=patients)
+        else tuned_thresholds(
+            *tuning, settings.objective, evaluated_patients=patients, evaluated_cases=joined.case_ids
+        )
         for tuning in (tune_on, tune_against)
     )
     cases = collect(joined, settings, progress)
@@ -220,14 +240,26 @@ def evaluate(
         training=predictions.training,
         training_note=predictions.training_note,
         left_out=joined.left_out,
+        silent=joined.silent,
     )
+    if not any(name in evaluation.figures for name in SCORED):
+        raise InputError(f"{truth.name} has no known label, mask, box or report of these cases to score")
     if rival is not None:
         other = collect(rival, settings, progress)
         evaluation.figures["comparison"] = {
             "against": rival.predictions.name,
             "training": rival.predictions.training,
             "thresholds": rival_thresholds.source,
-            **as_json(_compared((cases, thresholds), (other, rival_thresholds), settings.intervals)),
+            "left_out": list(rival.left_out),
+            "silent": as_json(rival.silent),
+            **as_json(
+                comparison_section(
+                    System(cases, thresholds),
+                    System(other, rival_thresholds),
+                    settings.intervals,
+                    settings.labeler,
+                )
+            ),
         }
     return evaluation
 
@@ -254,6 +286,7 @@ def evaluated(
     training_note: str = "",
     untrained_tasks: Sequence[str] = (),
     left_out: Sequence[str] = (),
+    silent: Mapping[Part, Sequence[str]] = MappingProxyType({}),
 ) -> Evaluation:
     """All figures of compared cases, wherever they came from.
 
@@ -267,6 +300,7 @@ def evaluated(
         training_note: What a reader must know of them, in words.
         untrained_tasks: Of the model's tasks, those that they never learned.
         left_out: Cases that were not compared.
+        silent: Part -> cases of whose truth the predictions say nothing.
     """
     figures: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -278,6 +312,7 @@ def evaluated(
         "cases": len(cases.case_ids),
         "patients": len(set(cases.patient_ids)),
         "left_out": list(left_out),
+        "silent": {part: list(case_ids) for part, case_ids in silent.items()},
         "thresholds": thresholds.as_json(),
         "intervals": settings.intervals.as_json(),
     }
@@ -295,20 +330,13 @@ def evaluated(
     return Evaluation(as_json(figures), cases, thresholds, training, training_note)
 
 
-def _compared(
-    first: tuple[CollectedCases, Thresholds], second: tuple[CollectedCases, Thresholds], intervals: Intervals
-) -> dict[str, Any]:
-    """Each system with its own thresholds, over the same resamples of patients."""
-    drawn = [resampled_classification(cases, thresholds, intervals) for cases, thresholds in (first, second)]
-    return comparison_section(first[0], second[0], (drawn[0], drawn[1]), intervals)
-
-
 def tuned_thresholds(
     predictions: FindingsSource,
     truth: FindingsSource,
     objective: Objective,
     *,
     evaluated_patients: Collection[str] = (),
+    evaluated_cases: Collection[str] = (),
 ) -> Thresholds:
     """Take each disease's threshold from other patients than those that are evaluated.
 
@@ -317,9 +345,10 @@ def tuned_thresholds(
         truth: Labels of at least these cases.
         objective: ``"f1"`` or ``"crg"``.
         evaluated_patients: Who must not be among them.
+        evaluated_cases: Nor these, whatever patient the two truths give them to.
 
     Raises:
-        InputError: A case has no labels, a patient is evaluated too, or no label is positive.
+        InputError: A case has no labels, a patient or case is evaluated too, or no label is positive.
     """
     scored = [case_id for case_id, case in predictions.cases.items() if case.scores_K is not None]
     foreign = [
@@ -330,12 +359,15 @@ def tuned_thresholds(
             f"{count(len(foreign), 'case')} without true labels: {named(foreign)}" if foreign else "no labels"
         )
         raise InputError(f"{predictions.name} cannot tune thresholds: it has {words}")
-    shared = {truth.cases[case_id].patient_id for case_id in scored} & set(evaluated_patients)
-    if shared:
-        raise InputError(
-            f"{predictions.name} would tune thresholds on {count(len(shared), 'patient')} evaluated with them: "
-            f"{named(shared)}; tune on another split"
-        )
+    for what, shared in (
+        ("patient", {truth.cases[case_id].patient_id for case_id in scored} & set(evaluated_patients)),
+        ("case", set(scored) & set(evaluated_cases)),
+    ):
+        if shared:
+            raise InputError(
+                f"{predictions.name} would tune thresholds on {count(len(shared), what)} evaluated with them: "
+                f"{named(shared)}; tune on another split"
+            )
     probability_NK = np.array([predictions.cases[case_id].scores_K for case_id in scored])
     label_NK = np.array([truth.cases[case_id].scores_K for case_id in scored])
     try:

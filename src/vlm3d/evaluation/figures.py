@@ -11,8 +11,6 @@ import numpy as np
 from vlm3d.evaluation.bootstrap import (
     Resampled,
     bootstrap_classification,
-    compare_classification,
-    difference,
     interval,
     resample_means,
 )
@@ -23,7 +21,7 @@ from vlm3d.evaluation.collected import CollectedCases
 from vlm3d.evaluation.intervals import Intervals
 from vlm3d.evaluation.lesion_scores import LESION_FIGURES
 from vlm3d.evaluation.localization import lesion_figures, nanmean
-from vlm3d.evaluation.ranking import Floats
+from vlm3d.evaluation.ranking import Bools, Floats
 from vlm3d.labels import DISEASE_NAMES, LESION_KEYS
 from vlm3d.model.checkpoint import DEFAULT_THRESHOLD, StoredThresholds, threshold_of
 
@@ -63,18 +61,18 @@ class Thresholds:
 
 
 def resampled_classification(
-    cases: CollectedCases, thresholds: Thresholds, intervals: Intervals
+    cases: CollectedCases, thresholds: Thresholds, intervals: Intervals, keep_N: Bools | None = None
 ) -> Resampled | None:
-    """Every classification figure of the labeled cases and of the bootstrap's resamples; None without labeled cases."""
-    labeled = cases.labeled_N
-    if not labeled.any():
+    """Every classification figure of the labeled cases, or of those to keep, and of resamples; None without a case."""
+    keep_N = cases.labeled_N if keep_N is None else keep_N
+    if not keep_N.any():
         return None
     return bootstrap_classification(
-        cases.probability_NK[labeled],
-        cases.label_NK[labeled],
+        cases.probability_NK[keep_N],
+        cases.label_NK[keep_N],
         DISEASE_NAMES,
         threshold=thresholds.value_K,
-        patient_ids=[patient for patient, keep in zip(cases.patient_ids, labeled, strict=True) if keep],
+        patient_ids=[patient for patient, keep in zip(cases.patient_ids, keep_N, strict=True) if keep],
         resamples=max(1, intervals.resamples),
         seed=intervals.seed,
     )
@@ -192,48 +190,3 @@ def _means(
 
 def _value(figure: Any) -> float:
     return float(getattr(figure, "value", figure))
-
-
-# --- two systems -------------------------------------------------------------------------------------------------
-
-
-def comparison_section(
-    first: CollectedCases,
-    second: CollectedCases,
-    drawn: tuple[Resampled | None, Resampled | None],
-    intervals: Intervals,
-) -> dict[str, Any]:
-    """First system minus second, over the same patients; ``p_value`` is two-sided."""
-    section: dict[str, Any] = {}
-    if drawn[0] is not None and drawn[1] is not None:
-        section["classification"] = compare_classification(drawn[0], drawn[1], intervals.level)
-    of_second = {(score.case_id, score.lesion): score for score in second.lesions}
-    per_lesion = {}
-    for key in LESION_KEYS:
-        pairs = [
-            (score, of_second[score.case_id, key])
-            for score in first.lesions
-            if score.lesion == key and (score.case_id, key) in of_second
-        ]
-        if pairs:
-            per_lesion[key] = _paired_means(
-                np.array([[a.figures[name] - b.figures[name] for name in ("dice", "iou")] for a, b in pairs]),
-                ("dice", "iou"),
-                first.patients_of([a.case_id for a, _ in pairs]),
-                intervals,
-            )
-    if per_lesion:
-        section["localization"] = {"per_lesion": per_lesion}
-    return section
-
-
-def _paired_means(
-    value_NM: Floats, names: Sequence[str], patients: Sequence[str], intervals: Intervals
-) -> dict[str, Any]:
-    drawn_RM = resample_means(
-        value_NM, patient_ids=patients, resamples=max(1, intervals.resamples), seed=intervals.seed
-    )
-    mean_M = mean_of_known(value_NM.T)
-    return {
-        name: difference(float(mean_M[m]), drawn_RM[:, m], intervals.level) for m, name in enumerate(names)
-    }

@@ -157,7 +157,7 @@ def mentions(text: str) -> Iterator[Mention]:
                         continue
                     context = contexts.get(index)
                     if context is None:
-                        context = contexts[index] = Context(words)
+                        context = contexts[index] = Context(words, sentence.text)
                     start, end = match.span()
                     asked = _ASKED.match(words, end) is not None
                     yield Mention(rule, sentence, start, end, context.status(start, end), asked)

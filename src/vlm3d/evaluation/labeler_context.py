@@ -40,7 +40,7 @@ _DENIED_BEFORE_IT = rf"""
     (?:{_BE}[ ])?(?:not|n't)[ ]{_ADVERB}(?:been[ ])?{_SEEN} | (?:wasn't|isn't|weren't|aren't)[ ]{_SEEN}
   | (?:is|are|was|were)[ ](?:absent|excluded|ruled[ ]out) | absent | (?:is|are|was|were)[ ]not(?=[.;]?$) | not[ ]exist\w*
   | (?:could[ ]not|cannot|can[ ]not)[ ]be[ ](?:\w+ly[ ])?(?:evaluated|assessed|made|examined)
-  | un(?:detected|observed) | :[ ](?:none|absent|negative|no$|no\.)
+  | un(?:detected|observed) | :[ ](?:none|absent|negative|no(?=[.;]?$))
   | (?:is|are|was|were|do|does|did)[ ]not[ ](?:appear[ ]|seem[ ]|look[ ]|to[ ]be[ ])*
     (?:enlarged|dilated|thickened|widened|calcified|remarkable)"""
 _OVER = r"""
@@ -65,6 +65,7 @@ _CUE = re.compile(
 """Named by what stands where: ``before`` denies what follows it, ``after`` what precedes it."""
 
 _CUT = re.compile(r"[,:]| and ")
+_PAIRED = re.compile(r" ?[-/–—] ?")
 _DOUBT = re.compile(
     r"\?|\b(?:suspicious|suspect\w*|may|might|could be|can be|possib\w*|probab\w*|likely|question\w*|"
     r"cannot be (?:excluded|ruled out)|differential|in terms of|in favou?r of|suggest\w*|susp|considered|compatible)\b"
@@ -80,12 +81,13 @@ class Context:
 
     Args:
         sentence: In the form of `vlm3d.evaluation.sentences.plain`.
+        written: As it stands in the report, letter by letter.
     """
 
-    __slots__ = ("_cues", "_cuts", "_sentence")
+    __slots__ = ("_cues", "_cuts", "_sentence", "_written")
 
-    def __init__(self, sentence: str) -> None:
-        self._sentence = sentence
+    def __init__(self, sentence: str, written: str) -> None:
+        self._sentence, self._written = sentence, written
         self._cues = [
             (match.lastgroup or "", match.start(), match.end()) for match in _CUE.finditer(sentence)
         ]
@@ -142,8 +144,8 @@ class Context:
                 # "a nodule is seen on the right and effusion was not": the denial belongs to what follows
                 return None
             if kind == "before":
-                if not seen and begin - end <= 3:  # "effusion - no thickening was detected" denies both
-                    return "negative"
+                if not seen and _PAIRED.fullmatch(self._written, end, begin):
+                    return "negative"  # "effusion - no thickening was detected" denies both
                 if self._cut_between(end, begin):
                     return None
         return None

@@ -213,6 +213,8 @@ def read_json(path: str | Path) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise UnreadableFileError(f"{path.name} is not UTF-8 text: write it again") from error
+    except ValueError as error:
+        raise UnreadableFileError(f"{path.name} holds a number of thousands of digits") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -328,6 +330,6 @@ def _numbers(values: Sequence[Any] | Floats, name: str, case_id: str) -> Floats:
     for place, value in enumerate(values):
         try:
             numbers[place] = math.nan if isinstance(value, bool) or value is None else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{name}: case {case_id} has no number for '{DISEASE_NAMES[place]}'") from None
     return numbers

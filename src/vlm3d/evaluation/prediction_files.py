@@ -106,9 +106,11 @@ def _read_csv(path: Path, truth: bool) -> FindingsSource:
                 [row[place[name]] for name in DISEASE_NAMES], f"{path.name}: case {case_id}", truth
             )
         patient = row[place[PATIENT_COLUMN]].strip() if PATIENT_COLUMN in place else ""
-        report = (
-            _report_of([(column, row[place[column]]) for column in text_columns]) if text_columns else None
-        )
+        report = None
+        if text_columns:
+            report = _report_of([(column, row[place[column]]) for column in text_columns])
+            if truth and not report:  # unknown, like an empty label
+                report = None
         cases[case_id] = CaseFindings(case_id, patient or patient_id_of(case_id), scores_K, report)
     return FindingsSource(path.name, cases)
 
@@ -224,12 +226,16 @@ def _read_predictions(folder: Path, files: list[Path]) -> FindingsSource:
             source = case_id_of(content["scan"]["source"])
             scores_K = _named_scores(content["diseases"], file)
             report = content["report"]["text"] if content["report"]["generated"] else None
-            masks = {item["key"]: item["mask_file"] for item in content["lesions"] if item["mask_file"]}
+            masks = {item["key"]: Path(item["mask_file"]) for item in content["lesions"] if item["mask_file"]}
             statuses.add(content["model"]["training"])
             notes[str(content["training_note"])] = None
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise UnreadableFileError(
                 f"{file} is no prediction of vlm3d: {error} is missing in it"
+            ) from error
+        except (TypeError, AttributeError) as error:
+            raise UnreadableFileError(
+                f"{file} is no prediction of vlm3d: what it holds has another form"
             ) from error
         case_id = source if alone else file.parent.name
         paths = {key: _inside(file.parent, name) for key, name in masks.items()}
@@ -256,7 +262,7 @@ def _named_scores(diseases: list[dict[str, Any]], file: Path) -> Floats:
     )
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _inside(folder: Path, name: Path) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise InputError(f"{folder.name}/{PREDICTION_FILE} names a mask outside of its folder")

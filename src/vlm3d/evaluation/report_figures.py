@@ -18,6 +18,9 @@ from vlm3d.labels import DISEASE_NAMES
 
 READINGS: tuple[Reading, ...] = ("official", "words")
 
+CLINICAL_FIGURES = ("f1", "precision", "recall", "accuracy")
+"""Of findings that a text has or has not: there is no probability to rank by."""
+
 
 def report_section(
     cases: CollectedCases,
@@ -125,17 +128,16 @@ def _clinical(
             resamples=intervals.resamples,
             seed=intervals.seed,
         ).intervals(intervals.level)
-    names = ("f1", "precision", "recall", "accuracy")
     return {
         "per_disease": {
             disease: {
-                **{name: section["per_disease"][disease][name] for name in names},
+                **{name: section["per_disease"][disease][name] for name in CLINICAL_FIGURES},
                 "cases": int(counts["cases"]),
                 "positives": int(counts["positives"]),
             }
             for disease, counts in plain["per_disease"].items()
         },
-        "macro": {name: section["macro"][name] for name in names},
-        "micro": {name: section["micro"][name] for name in names},
+        "macro": {name: section["macro"][name] for name in CLINICAL_FIGURES},
+        "micro": {name: section["micro"][name] for name in CLINICAL_FIGURES},
         "crg": section["crg"],
     }

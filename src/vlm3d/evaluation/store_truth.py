@@ -42,14 +42,14 @@ def truth_of(dataset: PreparedDataset, index: int) -> CaseFindings:
         case.patient_id,
         labels_K,
         case.report,
-        partial(_load_masks, dataset, index) if case.known_lesions and case.is_annotated_throughout else None,
+        partial(_load_masks, dataset, index) if case.scored_lesions else None,
         load_scan=partial(_load_scan, dataset, index),
     )
 
 
 def masks_in(arrays: PreparedArrays, case: PreparedCase) -> LesionMasks:
     """The annotated lesions of a case that has been read."""
-    known = [key for key in LESION_KEYS if key in case.known_lesions]
+    known = [key for key in LESION_KEYS if key in case.scored_lesions]
     masks = {
         key: (arrays.lesion_bits_DHW >> LESION_KEYS.index(key) & 1).astype(bool)
         for key in known

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm3d.evaluation.case_ids import count, named
 from vlm3d.labels import LESIONS
 
 _LESION_NAMES = {lesion.key: lesion.name for lesion in LESIONS}
+_READINGS = {
+    "official": "words as the challenge reads them",
+    "words": "words in lower case without punctuation",
+}
 _MISSING = "-"
 
 
@@ -21,6 +26,7 @@ def evaluation_text(figures: Mapping[str, Any]) -> str:
         f"{figures['predictions']} against {figures['truth']}: "
         f"{figures['cases']} cases of {figures['patients']} patients"
         + (f", {len(figures['left_out'])} left out" if figures["left_out"] else ""),
+        *_silent(figures["silent"], figures["predictions"]),
     ]
     if figures["training"] not in (None, "trained"):
         words = {
@@ -122,11 +128,7 @@ def _boxes(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
 
 def _reports(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     lines = [f"{content['cases']} reports, {content['missing']} of them not written"]
-    titles = {
-        "official": "words as the challenge reads them",
-        "words": "words in lower case without punctuation",
-    }
-    for reading, title in titles.items():
+    for reading, title in _READINGS.items():
         if reading in content:
             lines += [f"{title}:", *(f"  {name} {number(value)}" for name, value in content[reading].items())]
     if "meaning" in content:
@@ -179,17 +181,45 @@ def _grounding(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[s
 
 
 def _comparison(content: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    lines = [
+    rows = comparison_rows(content)
+    width = max((len(name) for name, _ in rows), default=0)
+    return [
         f"{figures['predictions']} minus {content['against']}, the same patients in every resample",
+        *_silent(content["silent"], content["against"]),
         f"thresholds of {content['against']}: {content['thresholds']}",
+        *(f"  {name.ljust(width)}  {number(value)}" for name, value in rows),
     ]
-    found = content.get("classification")
-    if found is not None:
-        lines += [f"  macro {name}: {number(found['macro'][name])}" for name in ("auroc", "ap", "f1")]
-        lines.append(f"  CRG: {number(found['crg'])}")
-    for key, values in content.get("localization", {}).get("per_lesion", {}).items():
-        lines.append(f"  Dice of {_LESION_NAMES.get(key, key).lower()}: {number(values['dice'])}")
-    return lines
+
+
+def comparison_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What two systems are compared by: name and difference."""
+    rows: list[tuple[str, Any]] = []
+    if (found := content.get("classification")) is not None:
+        rows += [(f"macro {name}", found["macro"][name]) for name in ("auroc", "ap", "f1")]
+        rows.append(("CRG", found["crg"]))
+        rows += [
+            (f"AUROC of {name.lower()}", values["auroc"]) for name, values in found["per_disease"].items()
+        ]
+    if (found := content.get("localization")) is not None:
+        rows.append(("mean Dice", found["macro"]["dice"]))
+        rows += [
+            (f"Dice of {_LESION_NAMES.get(key, key).lower()}", values["dice"])
+            for key, values in found["per_lesion"].items()
+        ]
+    if (found := content.get("reports")) is not None:
+        for reading, title in _READINGS.items():
+            if reading in found:
+                rows += [(f"{name}, {title}", value) for name, value in found[reading].items()]
+        rows.append(("macro F1 of the reports' findings", found["clinical"]["macro"]["f1"]))
+        rows.append(("CRG of the reports' findings", found["clinical"]["crg"]))
+    return rows
+
+
+def _silent(silent: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    return [
+        f"{name} says nothing of the {part} of {count(len(ids), 'case')}: {named(ids)}"
+        for part, ids in silent.items()
+    ]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

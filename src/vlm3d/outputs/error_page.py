@@ -25,7 +25,7 @@ from vlm3d.evaluation.error_analysis import (
 )
 from vlm3d.evaluation.evaluator import Evaluation
 from vlm3d.evaluation.localization import SURFACE_TOLERANCE_MM
-from vlm3d.evaluation.tables import grounding_rows, number, short
+from vlm3d.evaluation.tables import comparison_rows, grounding_rows, number, short
 from vlm3d.inference.prediction import DISCLAIMER, TRAINING_NOTES, UNTRAINED_TASK_NOTES
 from vlm3d.labels import DISEASE_NAMES, LESIONS
 from vlm3d.outputs.page_template import asset, page_template
@@ -95,6 +95,7 @@ def render_error_page(evaluation: Evaluation) -> str:
         pictures=[_key_picture(item) for item in cases.key_slices],
         diffs=report_diffs(cases),
         grounding=grounding_rows(figures["grounding"]) if "grounding" in figures else [],
+        comparison_rows=comparison_rows(figures["comparison"]) if "comparison" in figures else [],
         lesion_names=_NAMES,
         lesion_colors=_COLORS,
         tolerance_mm=SURFACE_TOLERANCE_MM,

@@ -238,7 +238,7 @@ class Tracker:
         self.close()
 
     def _sample_path(self, step: int, name: str, suffix: str) -> Path:
-        if not _NAME.fullmatch(name) or ".." in name:
+        if not _NAME.fullmatch(name) or ".." in name.split("/"):
             raise ValueError(f"a sample's name holds letters, digits, _ . - and /, got {name!r}")
         path = self.folder / SAMPLES_FOLDER / f"{step:08d}" / f"{name}{suffix}"
         try:
