@@ -13,6 +13,7 @@ from support.scan_files import affine_of
 from vlm3d.anatomy.regions import LEFT_LUNG_IDS, LUNG_IDS, NUM_REGIONS, REGION_IDS, REGIONS, RIGHT_LUNG_IDS
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.anatomy.totalsegmentator import TOTALSEGMENTATOR_CLASSES, map_totalsegmentator
+from vlm3d.datasets.phantom import generate_phantom
 from vlm3d.errors import MaskError
 from vlm3d.io import read_mask, read_volume
 from vlm3d.preprocessing.orientation import canonical_view, to_canonical
@@ -78,6 +79,21 @@ def test_parts_of_a_chest_are_accepted() -> None:
     for cut in (np.s_[:25], np.s_[25:], np.s_[:, :, : volume.shape_DHW[2] // 2]):
         part = volume.with_voxels(np.ascontiguousarray(volume.voxels_DHW[cut]))
         assert segment_anatomy(part).labels_DHW.max() <= NUM_REGIONS
+
+
+@pytest.mark.parametrize(("own", "other"), [(RIGHT_LUNG_IDS, LEFT_LUNG_IDS), (LEFT_LUNG_IDS, RIGHT_LUNG_IDS)])
+@pytest.mark.parametrize("seed", [11, 14])
+def test_the_only_lung_of_a_narrow_scan_is_told_on_its_own_side(
+    own: tuple[int, ...], other: tuple[int, ...], seed: int
+) -> None:
+    phantom = generate_phantom(seed, spacing_mm=(5.0, 4.0, 4.0), findings={})
+    lung = np.isin(phantom.regions.labels_DHW, own)
+    rows, columns = (np.flatnonzero(lung.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    narrow = np.s_[:, max(0, rows[0] - 3) : rows[-1] + 4, max(0, columns[0] - 3) : columns[-1] + 4]
+    voxels = np.ascontiguousarray(np.asarray(phantom.volume.voxels_DHW)[narrow])
+    labels = segment_anatomy(Volume(voxels, phantom.volume.affine)).labels_DHW
+    assert np.isin(labels, own)[lung[narrow]].mean() > 0.9
+    assert not np.isin(labels, other)[lung[narrow]].any()
 
 
 def test_a_turned_volume_is_refused() -> None:

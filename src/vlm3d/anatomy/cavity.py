@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
 
 from vlm3d.anatomy.body import Body
 from vlm3d.anatomy.grid import Mask, WorkGrid
 from vlm3d.anatomy.lungs import Lungs
+from vlm3d.anatomy.morphology import hull_slices
 from vlm3d.anatomy.spine import BONE_HU
 
 NUM_ANGLES = 72
@@ -78,26 +78,6 @@ def _narrow_gaps(met: NDArray[np.bool_]) -> NDArray[np.bool_]:
     around = np.concatenate([met, met, met], axis=1)
     wide = ndimage.binary_closing(around, np.ones((1, 2 * half + 1)), border_value=0)
     return wide[:, NUM_ANGLES : 2 * NUM_ANGLES] & ~met
-
-
-def hull_slices(mask_DHW: Mask) -> Mask:
-    """The convex hull of the mask in each axial slice."""
-    hull_DHW = mask_DHW.copy()
-    for d in range(mask_DHW.shape[0]):
-        points = np.argwhere(mask_DHW[d])
-        if len(points) < 3 or (np.ptp(points, axis=0) == 0).any():
-            continue
-        try:
-            equations = ConvexHull(points).equations
-        except QhullError:  # all points on one slanted line
-            continue
-        low, high = points.min(0), points.max(0) + 1
-        row, column = np.ogrid[low[0] : high[0], low[1] : high[1]]
-        inside = np.ones((high[0] - low[0], high[1] - low[1]), dtype=bool)
-        for a, b, c in equations:
-            inside &= a * row + b * column + c <= 1e-6
-        hull_DHW[d, low[0] : high[0], low[1] : high[1]] = inside
-    return hull_DHW
 
 
 def _outer_radius(

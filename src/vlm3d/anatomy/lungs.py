@@ -11,7 +11,7 @@ from scipy import ndimage
 from vlm3d.anatomy.airways import Airways
 from vlm3d.anatomy.body import Body
 from vlm3d.anatomy.grid import Mask, WorkGrid
-from vlm3d.anatomy.morphology import closed, grow, medians_of, shrink, signed_distance
+from vlm3d.anatomy.morphology import closed, grow, hull_slices, medians_of, shrink, signed_distance
 from vlm3d.volume import Volume
 
 MIN_CHEST_ML = 150.0
@@ -20,6 +20,8 @@ ROOM_AIR_HU = -985.0
 GAS_HU = -955.0
 CLOSING_MM = 9.0
 EDGE_HU = -300.0
+MAX_BETWEEN_LUNGS = 0.5
+"""Of the smaller lung's largest sagittal section: how large the smallest between two lungs is at most."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _sides(
     columns = first.sum((0, 1))
     share_right = columns[: round(midline_w)].sum() / columns.sum()
     seeds: list[Mask]
-    if 0.15 < share_right < 0.85:
+    if 0.15 < share_right < 0.85 and _holds_two(columns, round(midline_w)):
         seeds = list(_parted(first, midline_w))
     elif rest and sizes_ml[1] >= 0.1 * sizes_ml[0]:
         seeds = [first, rest.pop(0)]
@@ -139,12 +141,33 @@ def _sides(
         right, left = seeds[0].copy(), seeds[1].copy()
         midline_w = (centers[0] + centers[1]) / 2
     else:
+        if airways.trachea_w is None and _is_cut(body):
+            midline_w = _medial_w(first)
         empty = np.zeros_like(first)
         right, left = (first.copy(), empty) if centers[0] < midline_w else (empty, first.copy())
     for piece in rest:
         target = right if ndimage.center_of_mass(piece)[2] < midline_w else left
         target |= piece
     return right, left
+
+
+def _holds_two(columns_W: NDArray[np.int64], middle_w: int) -> bool:
+    """Whether a piece is two lungs that touch: what lies between them is much thinner than either."""
+    right_w, left_w = int(columns_W[:middle_w].argmax()), middle_w + int(columns_W[middle_w:].argmax())
+    thinnest = columns_W[right_w : left_w + 1].min()
+    return bool(thinnest < MAX_BETWEEN_LUNGS * min(columns_W[right_w], columns_W[left_w]))
+
+
+def _is_cut(body: Body) -> bool:
+    """Whether the scan does not reach both flanks, so that its middle need not be the patient's."""
+    return bool(body.mask_DHW[:, :, 0].any() or body.mask_DHW[:, :, -1].any())
+
+
+def _medial_w(lung: Mask) -> float:
+    """The edge of a lung that faces the mediastinum: heart, hilum and spine dent it, the ribs do not."""
+    dents_w, lung_w = (np.nonzero(mask)[2] for mask in (hull_slices(lung) & ~lung, lung))
+    faces_left = dents_w.size > 0 and dents_w.mean() > lung_w.mean()
+    return float(lung_w.max() + 1 if faces_left else lung_w.min() - 1)
 
 
 def _parted(joined: Mask, midline_w: float) -> tuple[Mask, Mask]:

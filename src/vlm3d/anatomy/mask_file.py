@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm3d.anatomy.regions import NUM_REGIONS
+from vlm3d.anatomy.regions import LUNG_IDS, NUM_REGIONS, REGION_BY_ID, REGIONS
 from vlm3d.anatomy.totalsegmentator import map_totalsegmentator
 from vlm3d.errors import MaskError
 from vlm3d.io import read_mask
@@ -16,6 +16,12 @@ from vlm3d.preprocessing.orientation import axis_codes, canonical_affine, canoni
 from vlm3d.volume import RegionMap, Volume, spacing_from_affine
 
 GRID_TOLERANCE_MM = 0.1
+AIR_HU = -400.0
+MIN_AIR_OF_LUNG, MAX_AIR_ELSEWHERE = 0.05, 0.5
+MAX_APART_MM = 70.0
+"""Between the middles of what lies on one side; those of two lungs lie twice as far apart."""
+MIN_VOXELS = 8
+SAMPLE_STRIDE = 3
 
 
 def read_region_mask(
@@ -30,7 +36,8 @@ def read_region_mask(
             ours; a TotalSegmentator mask of low ids only (its lobes alone, say) must be named.
 
     Raises:
-        MaskError: It lies on another grid, is empty, or holds labels that are not in its table.
+        MaskError: It lies on another grid, is empty, holds labels that are not in its table, or cannot mean what its table
+            says: lungs without air, or the right side's labels to the left of the left side's.
     """
     mask = read_mask(path)
     labels_DHW = _on_scan_axes(mask.labels_DHW, mask.affine, volume, Path(path).name)
@@ -47,6 +54,7 @@ def read_region_mask(
             raise MaskError(f"the mask holds the labels {named}; vlm3d's regions are 0..{NUM_REGIONS}")
         else:
             regions_DHW = labels_DHW.astype(np.uint8)
+        _check_anatomy(regions_DHW, volume)
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from error
     return RegionMap(np.ascontiguousarray(regions_DHW), volume.affine, "file")
@@ -69,6 +77,37 @@ def _on_scan_axes(
             f"{_grid_words(volume.shape_DHW, volume.affine)}; resample it to the scan"
         )
     return from_canonical(canonical_view(labels_DHW, affine), volume.affine)
+
+
+def _check_anatomy(regions_DHW: NDArray[np.uint8], volume: Volume) -> None:
+    """Refuse ids of another table, which would put findings into other lobes, or on the other side."""
+    whose = "are its ids another tool's? --mask-labels says whose they are"
+    sampled = (slice(None, None, SAMPLE_STRIDE),) * 3
+    ids_DHW = canonical_view(regions_DHW, volume.affine)[sampled]
+    air_DHW = canonical_view(np.asarray(volume.voxels_DHW), volume.affine)[sampled] < AIR_HU
+    lung_DHW = np.isin(ids_DHW, LUNG_IDS)
+    if lung_DHW.any() and air_DHW[lung_DHW].mean() < MIN_AIR_OF_LUNG:
+        raise MaskError(f"what the mask calls lung holds no air; {whose}")
+    if not lung_DHW.any() and air_DHW[ids_DHW > 0].mean() > MAX_AIR_ELSEWHERE:
+        raise MaskError(f"what the mask labels is mostly air, and none of it is called lung; {whose}")
+    step_mm = SAMPLE_STRIDE * spacing_from_affine(canonical_affine(volume.affine, volume.shape_DHW)[0])[2]
+    count_RW = np.stack([(ids_DHW == region.id).sum(axis=(0, 1)) for region in REGIONS])
+    middle_mm = {
+        region.id: float(count_W @ np.arange(len(count_W)) / count_W.sum()) * step_mm
+        for region, count_W in zip(REGIONS, count_RW, strict=True)
+        if region.side is not None and count_W.sum() >= MIN_VOXELS
+    }
+    right, left = (
+        {number: mm for number, mm in middle_mm.items() if REGION_BY_ID[number].side == side}
+        for side in ("right", "left")
+    )
+    if right and left and max(right.values()) > min(left.values()):
+        first, second = max(right, key=right.__getitem__), min(left, key=left.__getitem__)
+        words = f"the {REGION_BY_ID[first].name} to the left of the {REGION_BY_ID[second].name}"
+        raise MaskError(f"the mask puts {words}; {whose}")
+    for side, found in (("right", right), ("left", left)):
+        if found and max(found.values()) - min(found.values()) > MAX_APART_MM:
+            raise MaskError(f"what the mask puts on the {side} lies on both sides; {whose}")
 
 
 def _grid_words(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:

@@ -111,10 +111,15 @@ def find_landmarks(regions_DHW: NDArray[np.uint8] | None, shape_DHW: tuple[int, 
         bottom, top = float(lung_slices[0]), float(lung_slices[-1])
     columns = np.arange(sample.shape[2])
     sides = [np.isin(sample, ids).sum(axis=(0, 1)) for ids in (RIGHT_LUNG_IDS, LEFT_LUNG_IDS)]
-    if all(count_W.any() for count_W in sides):
+    has_right, has_left = (bool(count_W.any()) for count_W in sides)
+    if has_right and has_left:
         midline = float(step * np.mean([(count_W * columns).sum() / count_W.sum() for count_W in sides]))
     elif (body_W := (sample > 0).any(axis=(0, 1))).any():
         midline = float(step * np.flatnonzero(body_W)[[0, -1]].mean())
+        if has_left:  # not within the only lung: a mask may hold no more than its lobes
+            midline = min(midline, step * float(np.flatnonzero(sides[1])[0]))
+        elif has_right:
+            midline = max(midline, step * float(np.flatnonzero(sides[0])[-1]))
     return LungLandmarks(bottom, top, midline)
 
 

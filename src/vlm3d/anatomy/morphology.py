@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
 
 Mask = NDArray[np.bool_]
 
@@ -108,3 +109,23 @@ def without_small(mask: Mask, min_voxels: int) -> Mask:
     keep = sizes >= min_voxels
     keep[0] = False
     return keep[labels]
+
+
+def hull_slices(mask_DHW: Mask) -> Mask:
+    """The convex hull of the mask in each axial slice."""
+    hull_DHW = mask_DHW.copy()
+    for d in range(mask_DHW.shape[0]):
+        points = np.argwhere(mask_DHW[d])
+        if len(points) < 3 or (np.ptp(points, axis=0) == 0).any():
+            continue
+        try:
+            equations = ConvexHull(points).equations
+        except QhullError:  # all points on one slanted line
+            continue
+        low, high = points.min(0), points.max(0) + 1
+        row, column = np.ogrid[low[0] : high[0], low[1] : high[1]]
+        inside = np.ones((high[0] - low[0], high[1] - low[1]), dtype=bool)
+        for a, b, c in equations:
+            inside &= a * row + b * column + c <= 1e-6
+        hull_DHW[d, low[0] : high[0], low[1] : high[1]] = inside
+    return hull_DHW

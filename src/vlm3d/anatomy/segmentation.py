@@ -16,7 +16,7 @@ from scipy import ndimage
 from vlm3d.anatomy.airways import Airways, find_airways
 from vlm3d.anatomy.body import Body, find_body
 from vlm3d.anatomy.bones import find_other_bones
-from vlm3d.anatomy.cavity import find_cavity, hull_slices
+from vlm3d.anatomy.cavity import find_cavity
 from vlm3d.anatomy.fissures import Fissures, find_fissures
 from vlm3d.anatomy.grid import Box, Mask, WorkGrid, to_work_grid
 from vlm3d.anatomy.lobes import divide_lung
@@ -30,7 +30,7 @@ from vlm3d.anatomy.mediastinum import (
     find_hilar_vessels,
     find_liver,
 )
-from vlm3d.anatomy.morphology import grow
+from vlm3d.anatomy.morphology import grow, hull_slices
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_IDS
 from vlm3d.anatomy.spine import Spine, find_spine
 from vlm3d.anatomy.vessels import find_aorta, soft_tissue

@@ -27,6 +27,7 @@ from vlm3d.anatomy.measurement import (
     find_landmarks,
     measure_lesion,
 )
+from vlm3d.anatomy.regions import LEFT_LUNG_IDS, RIGHT_LUNG_IDS
 from vlm3d.anatomy.segmentation import segment_anatomy
 from vlm3d.datasets.prepared import is_prepared_case, read_prepared_case
 from vlm3d.errors import ResourceError, SeriesError
@@ -409,8 +410,19 @@ def _scan_info(volume: Volume, prepared: PreparedScan, regions: RegionMap | None
         model_grid_dhw=(d, h, w),
         model_spacing_mm_dhw=prepared.geometry.model_spacing_mm,
         anatomy="none" if regions is None else regions.method,
-        notes=[*volume.notes, *prepared.geometry.notes],
+        notes=[*volume.notes, *prepared.geometry.notes, *_lung_notes(prepared)],
     )
+
+
+def _lung_notes(prepared: PreparedScan) -> list[str]:
+    """A scan of one lung tells less of sides than one of two."""
+    if prepared.regions_DHW is None:
+        return []
+    ids = set(np.unique(prepared.regions_DHW).tolist())
+    found = [
+        side for side, own in (("right", RIGHT_LUNG_IDS), ("left", LEFT_LUNG_IDS)) if ids.intersection(own)
+    ]
+    return [f"Only a {found[0]} lung was found: check the sides that are told."] if len(found) == 1 else []
 
 
 def _versions() -> dict[str, str]:
