@@ -54,6 +54,7 @@ class Lesion:
         challenge_name: The key in the challenge's box file.
         midline: It belongs to neither side of the body.
         lung: It lies within lung, so that its place is a lobe.
+        counted: Its pieces are lesions of their own, told one by one; those of others are told by their places.
     """
 
     key: str
@@ -64,6 +65,7 @@ class Lesion:
     challenge_name: str
     midline: bool = False
     lung: bool = False
+    counted: bool = False
 
 
 DISEASES: tuple[Disease, ...] = (
@@ -177,6 +179,7 @@ LESIONS: tuple[Lesion, ...] = (
         "#c77de8",
         "Lung nodule",
         lung=True,
+        counted=True,
     ),
 )
 
@@ -217,6 +220,8 @@ STORED_LESIONS: tuple[Lesion, ...] = (*LESIONS, *LUNG_SIGNS)
 """All that sources may know masks of: as many as a store has bits."""
 
 STORED_LESION_KEYS: tuple[str, ...] = tuple(lesion.key for lesion in STORED_LESIONS)
+
+COUNTED_LESION_KEYS: frozenset[str] = frozenset(lesion.key for lesion in STORED_LESIONS if lesion.counted)
 
 EXTRA_COLORS = ("#9aa7ff", "#a0d468", "#ff9f68")
 """Of lesions past `STORED_LESIONS`, in turn."""

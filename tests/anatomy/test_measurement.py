@@ -21,7 +21,10 @@ from vlm3d.anatomy.measurement import (
 from vlm3d.anatomy.regions import REGION_IDS
 from vlm3d.anatomy.totalsegmentator import map_totalsegmentator
 from vlm3d.io import read_mask, read_volume
+from vlm3d.labels import LESIONS
 from vlm3d.preprocessing.orientation import canonical_view, to_canonical
+
+PERICARDIAL_EFFUSION, PLEURAL_EFFUSION, CONSOLIDATION, _, NODULE = LESIONS
 
 
 def ball(
@@ -138,7 +141,7 @@ def test_side_region_and_level_come_from_the_regions_under_it() -> None:
         mask[d, h, w] = True
         (piece,) = measure_lesion(mask, regions, (2.0, 1.0, 1.0))
         assert (piece.side, piece.region, piece.level) == expected
-        (piece,) = measure_lesion(mask, regions, (2.0, 1.0, 1.0), midline=True)
+        (piece,) = measure_lesion(mask, regions, (2.0, 1.0, 1.0), lesion=PERICARDIAL_EFFUSION)
         assert piece.side == "midline"
 
 
@@ -151,13 +154,59 @@ def test_dense_lung_that_an_anatomy_takes_for_something_else_lies_in_its_lobe() 
     regions[mask] = REGION_IDS["left_pleural_space"]  # a consolidation as the classical anatomy sees it
     spacing = (2.0, 1.0, 1.0)
     assert measure_lesion(mask, regions, spacing)[0].region == "left pleural space"
-    assert measure_lesion(mask, regions, spacing, lung=True)[0].region == "left lower lobe"  # from around it
+    assert (
+        measure_lesion(mask, regions, spacing, lesion=CONSOLIDATION)[0].region == "left lower lobe"
+    )  # from around it
     regions[d, h, w] = REGION_IDS["left_upper_lobe"]
-    assert measure_lesion(mask, regions, spacing, lung=True)[0].region == "left upper lobe"  # from within
+    assert (
+        measure_lesion(mask, regions, spacing, lesion=CONSOLIDATION)[0].region == "left upper lobe"
+    )  # from within
     regions[:] = REGION_IDS["left_pleural_space"]
     assert (
-        measure_lesion(mask, regions, spacing, lung=True)[0].region == "left pleural space"
+        measure_lesion(mask, regions, spacing, lesion=CONSOLIDATION)[0].region == "left pleural space"
     )  # no lobe far and wide
+
+
+def test_a_piece_that_spreads_over_lobes_is_measured_lobe_by_lobe() -> None:
+    regions, spacing = chest(), (2.0, 1.0, 1.0)
+    mask = np.zeros(regions.shape, bool)
+    mask[22:38, 10:30, 46:58] = True  # both left lobes
+    core = mask.copy()
+    mask[22:38, 10:30, 42:46] = True
+    hidden = mask.copy()
+    hidden[24:36, 14:26, 48:56] = False
+    regions[mask & ~hidden] = REGION_IDS["mediastinum"]  # dense lung that lies in no lobe
+    whole = measure_lesion(mask, regions, spacing)
+    parts = measure_lesion(mask, regions, spacing, lesion=CONSOLIDATION)
+    assert len(whole) == 1
+    assert {part.region for part in parts} == {"left upper lobe", "left lower lobe"}
+    assert sum(part.volume_ml for part in parts) == pytest.approx(whole[0].volume_ml)
+    upper = next(part for part in parts if part.region == "left upper lobe")
+    border = np.argwhere(chest() == REGION_IDS["left_lower_lobe"])[:, 0].max() + 1
+    assert upper.volume_ml == pytest.approx(mask[border:].sum() * 0.002, rel=0.15)
+    assert upper.bounding_box[0].stop == 38
+    assert len(measure_lesion(core, regions, spacing, lesion=NODULE)) == 1
+    rim = ball(
+        regions.shape, (border - 4, 20, 52), 9.0, spacing
+    )  # next to nothing of it is in the upper lobe
+    assert [part.region for part in measure_lesion(rim, chest(), spacing, lesion=CONSOLIDATION)] == [
+        "left lower lobe"
+    ]
+
+
+@pytest.mark.parametrize("with_regions", [True, False])
+def test_fluid_on_both_sides_is_measured_side_by_side_however_thin_the_bridge(with_regions: bool) -> None:
+    regions = chest() if with_regions else None
+    mask = np.zeros((60, 40, 80), bool)
+    mask[4:8, 36:39, 4:20] = mask[4:8, 36:39, 50:74] = True
+    mask[5, 37, 20:50] = True
+    right, left = sorted(
+        measure_lesion(mask, regions, (2.0, 2.0, 2.0), lesion=PLEURAL_EFFUSION),
+        key=lambda part: part.volume_ml,
+    )
+    assert (right.side, left.side) == ("right", "left")
+    assert right.volume_ml + left.volume_ml == pytest.approx(mask.sum() * 0.008)
+    assert len(measure_lesion(mask, regions, (2.0, 2.0, 2.0), lesion=PERICARDIAL_EFFUSION)) == 1
 
 
 def test_mirrored_scan_swaps_sides_only() -> None:

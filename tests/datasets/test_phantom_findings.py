@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
 import pytest
 
+from vlm3d.anatomy.measurement import axial_diameter_mm, measure_lesion
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom import FindingSpec, Phantom, generate_phantom, generation, paint_into_scan
 from vlm3d.datasets.phantom.pose import Pose
@@ -136,3 +138,33 @@ def test_later_findings_avoid_collapsed_lung() -> None:
         others = [item for item in phantom.truth if item.finding != "Atelectasis"]
         assert others
         assert all(item.region != "right_lower_lobe" for item in others)
+
+
+def test_a_told_size_is_what_the_mask_measures() -> None:
+    measured = 0
+    for seed in range(3000, 3010):
+        phantom = generate_phantom(seed, spacing_mm=SPACING_MM, findings={"Consolidation": 0.8})
+        mask = phantom.lesion_masks["consolidation"]
+        items = [item for item in phantom.truth if item.lesion == "consolidation"]
+        if len(items) == 1:
+            pieces = measure_lesion(mask, None, phantom.volume.spacing_mm)
+            assert items[0].size_mm == pytest.approx(
+                axial_diameter_mm(mask, phantom.volume.spacing_mm), abs=0.1
+            )
+            assert items[0].size_mm >= pieces[0].max_diameter_mm - 0.1
+            measured += 1
+    assert measured
+
+
+def test_sentences_agree_in_number() -> None:
+    texts = [
+        generate_phantom(
+            seed, spacing_mm=(16.0, 12.0, 12.0), findings={"Consolidation": 0.9, "Medical material": 0.9}
+        ).report.findings
+        for seed in range(3000, 3016)
+    ]
+    told = " ".join(texts)
+    assert not re.search(r"\bA (?:[aeio]|sternal wires)", told)
+    assert not re.search(r"lobe and [a-z ]+ lobe (?:shows|has)\b", told)
+    assert "Sternal wires are in place" in told
+    assert re.search(r"lobe shows consolidation", told)

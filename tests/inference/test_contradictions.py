@@ -83,6 +83,7 @@ def test_a_report_that_says_what_the_heads_found_passes() -> None:
             {"lung_nodule": [RIGHT_UPPER]},
             [("wrong_side", "Lung nodule")],
         ),
+        ("The lungs are clear. Emphysema.", ("Emphysema",), {}, [("called_normal", "")]),
         (
             "Normal chest CT.",
             ("Emphysema",),
@@ -323,6 +324,47 @@ def test_what_both_heads_exclude_is_denied_where_the_report_is_silent() -> None:
         )
     ]
     assert mend_report(mended, diseases, lesions) == (mended, [])
+
+
+_NODULE = ({"Lung nodule"}, {"lung_nodule": [RIGHT_UPPER]})
+_WORK_UP = "Further work-up of the largest nodule."
+
+
+@pytest.mark.parametrize(
+    ("findings", "advised", "found", "expected"),
+    [
+        ("No lung nodule.", "No follow-up is needed.", _NODULE, _WORK_UP),
+        (
+            "A nodule of 6 mm in the right upper lobe.",
+            "Follow-up CT of the nodule in a year.",
+            _NODULE,
+            _WORK_UP,
+        ),
+        ("Consolidation. A nodule of 10 mm.", "Control. Work-up of the nodule.", (set(), {}), "None."),
+        (
+            "A nodule of 17 mm in the right upper lobe. Emphysema.",
+            "Tissue sampling.",
+            _NODULE,
+            "Tissue sampling.",
+        ),
+        ("A nodule of 17 mm in the left upper lobe.", "Tissue sampling.", _NODULE, "Tissue sampling."),
+        (
+            "No nodule.",
+            "None.",
+            ({"Cardiomegaly", "Consolidation"}, {}),
+            "Control after treatment. Echocardiography.",
+        ),
+    ],
+)
+def test_recommendations_follow_the_findings_that_repair_changed(
+    findings: str, advised: str, found: tuple[set[str], dict], expected: str
+) -> None:
+    text = f"Findings:\n{findings}\n\nImpression:\nSee above.\n\nRecommendations:\n{advised}"
+    mended, edits = mend_report(text, *heads(*found))
+    assert parse_report(mended).recommendations == expected
+    changed = [edit for edit in edits if edit.section == "recommendations"]
+    assert bool(changed) == (expected != advised)
+    assert all(any(name in edit.reason for name in DISEASE_NAMES) for edit in changed)
 
 
 def test_what_is_said_twice_is_said_once_and_more_is_not_said_twice() -> None:

@@ -52,6 +52,27 @@ SPECK = piece("left upper lobe", volume_ml=0.1)
             "Ground-glass opacity in the left upper lobe and right middle lobe.",
         ),
         (
+            "Lung nodule",
+            {
+                "lung_nodule": [
+                    piece("right upper lobe", 9.2),
+                    piece("right upper lobe", 8.9),
+                    piece("left lower lobe", 8),
+                ]
+            },
+            "Two lung nodules of 9 mm in the right upper lobe and of 8 mm in the left lower lobe.",
+        ),
+        (
+            "Lung nodule",
+            {"lung_nodule": [piece("right upper lobe", 12), *[piece("left lower lobe", 8)] * 2]},
+            "Lung nodule of 12 mm in the right upper lobe and two of 8 mm in the left lower lobe.",
+        ),
+        (
+            "Pleural effusion",
+            {"pleural_effusion": [piece("right pleural space", volume_ml=0.3)]},
+            "Pleural effusion on the right, less than 1 ml.",
+        ),
+        (
             "Lung opacity",
             {"consolidation": [piece("left upper lobe")]},
             "Lung opacity in the left upper lobe.",

@@ -7,6 +7,7 @@ specks is no trap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from vlm3d.anatomy.regions import (
     NUM_REGIONS,
     REGION_BY_ID,
     REGION_IDS,
+    REGIONS,
     RIGHT_LUNG_IDS,
 )
+from vlm3d.labels import MIN_LESION_ML, Lesion
 
 Side = Literal["right", "left", "midline"]
 Level = Literal["upper", "middle", "lower"]
@@ -34,6 +37,14 @@ MIDLINE_REGION_IDS: tuple[int, ...] = tuple(
 AROUND_MM = 6.0
 """How far around a piece of lung that an anatomy gives to no lobe its lobe is looked for."""
 
+MIN_PART = 0.1
+"""Share of a piece that lies in another lobe, or on the other side, from which on it is measured as a part of its own."""
+
+_LOBE_OF_REGION, _SIDE_OF_REGION = np.zeros((2, 256), np.uint8)
+_LOBE_OF_REGION[list(LUNG_IDS)] = LUNG_IDS
+for _region in REGIONS:
+    _SIDE_OF_REGION[_region.id] = {"right": 1, "left": 2}.get(_region.side or "", 0)
+_MOST_FILLED_VOXELS = 500_000
 _CALIPER_ANGLES = np.deg2rad(np.arange(180))
 _LANDMARK_STRIDE = 4
 _RANK_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
@@ -41,7 +52,7 @@ _RANK_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 
 @dataclass(frozen=True)
 class Component:
-    """One connected piece of a lesion.
+    """One piece of a lesion: connected, and of one lobe or side where `measure_lesion` parts it.
 
     Attributes:
         side: ``"right"``, ``"left"`` or ``"midline"``.
@@ -130,12 +141,15 @@ def measure_lesion(
     *,
     min_volume_ml: float = 0.0,
     connectivity: int = 26,
-    midline: bool = False,
-    lung: bool = False,
+    lesion: Lesion | None = None,
     probability_DHW: NDArray[Any] | None = None,
     landmarks: LungLandmarks | None = None,
 ) -> list[Component]:
     """Measure every connected piece of a lesion, largest first.
+
+    What is told by its places is measured by them: a piece of a lesion of the lung that spreads over lobes is one piece for
+    each, and one of fluid that spreads over both sides one for each side, down to a tenth of the whole. A lesion without a
+    side, such as pericardial effusion, and one that is counted, such as a nodule, stay whole.
 
     Args:
         mask_DHW: The lesion, in canonical orientation.
@@ -143,9 +157,8 @@ def measure_lesion(
         spacing_mm: Voxel size along (D, H, W).
         min_volume_ml: Smaller pieces are left out.
         connectivity: Neighbors that make voxels one piece: 6, 18 or 26.
-        midline: The lesion has no side, such as a pericardial effusion.
-        lung: The lesion lies within lung: a piece belongs to the lobe that holds or surrounds most of it, whatever else an
-            anatomy takes dense lung for (vessels, pleural space, mediastinum).
+        lesion: Which one it is; None stays whole. A piece of a lesion of the lung belongs to the lobe that holds or
+            surrounds most of it, whatever else an anatomy takes dense lung for (vessels, pleural space, mediastinum).
         probability_DHW: Probabilities on the same grid, to average inside each piece.
         landmarks: From `find_landmarks`, to spare finding them again for each lesion of a scan.
 
@@ -159,6 +172,13 @@ def measure_lesion(
     structure = ndimage.generate_binary_structure(3, _RANK_OF_CONNECTIVITY[connectivity])
     labels_DHW, count = ndimage.label(mask_DHW[box], structure)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
+    landmarks = landmarks or find_landmarks(regions_DHW, mask_DHW.shape)
+    if lesion is not None and not (lesion.midline or lesion.counted):
+        midline_w = landmarks.midline_index_w - box[2].start
+        places_DHW = _places(
+            lesion, None if regions_DHW is None else regions_DHW[box], labels_DHW.shape, midline_w
+        )
+        labels_DHW, count = _parted(labels_DHW, count, places_DHW, MIN_LESION_ML / voxel_ml)
     voxels_N = np.bincount(labels_DHW.ravel(), minlength=count + 1)
     voxels_N[0] = 0
     kept = voxels_N * voxel_ml >= max(min_volume_ml, voxel_ml / 2)
@@ -180,7 +200,7 @@ def measure_lesion(
     region_ids_N = np.zeros(order.size, np.int64)
     if regions_DHW is not None:
         votes_NR = _region_votes(labels_V, regions_DHW[box][inside], order.size)
-        if lung:
+        if lesion is not None and lesion.lung:
             votes_NR = _lobes_alone(votes_NR, starts_N3 + corner, stops_N3 + corner, regions_DHW, spacing_mm)
         region_ids_N = np.where(votes_NR.any(axis=1), votes_NR.argmax(axis=1), 0)
     means_N = (
@@ -188,7 +208,6 @@ def measure_lesion(
         if probability_DHW is None
         else np.bincount(labels_V, probability_DHW[box][inside], minlength=order.size) / sizes_N
     )
-    landmarks = landmarks or find_landmarks(regions_DHW, mask_DHW.shape)
     components = []
     for i in range(order.size):
         center = centroids_N3[i] + corner
@@ -196,7 +215,9 @@ def measure_lesion(
         region_id = int(region_ids_N[i])
         components.append(
             Component(
-                side="midline" if midline else _side(region_id, float(center[2]), landmarks),
+                side="midline"
+                if lesion is not None and lesion.midline
+                else _side(region_id, float(center[2]), landmarks),
                 region=REGION_BY_ID[region_id].name if region_id else "",
                 level=landmarks.level_of(float(center[0])),
                 volume_ml=float(sizes_N[i]) * voxel_ml,
@@ -212,6 +233,67 @@ def measure_lesion(
             )
         )
     return components
+
+
+def _places(
+    lesion: Lesion, regions_DHW: NDArray[np.uint8] | None, shape_DHW: tuple[int, ...], midline_w: float
+) -> NDArray[np.uint8]:
+    """Where each voxel lies: its lobe for a lesion of the lung, else its side; 0 where an anatomy does not tell."""
+    if lesion.lung:
+        return np.zeros(shape_DHW, np.uint8) if regions_DHW is None else _LOBE_OF_REGION[regions_DHW]
+    side_W = 1 + (np.arange(shape_DHW[2]) > midline_w).astype(np.uint8)
+    if regions_DHW is None:
+        return np.broadcast_to(side_W, shape_DHW)
+    own_DHW = _SIDE_OF_REGION[regions_DHW]
+    return np.where(own_DHW > 0, own_DHW, side_W)
+
+
+def _parted(
+    labels_DHW: NDArray[np.int32], count: int, places_DHW: NDArray[np.uint8], min_voxels: float
+) -> tuple[NDArray[np.int32], int]:
+    """Pieces cut where they go from one place into another; what lies nowhere belongs to the nearest part."""
+    bins = int(places_DHW.max()) + 1
+    inside_DHW = labels_DHW > 0
+    votes_NP = np.bincount(
+        labels_DHW[inside_DHW] * bins + places_DHW[inside_DHW], minlength=(count + 1) * bins
+    ).reshape(count + 1, bins)
+    votes_NP[:, 0] = 0
+    is_part_NP = votes_NP >= np.maximum(MIN_PART * votes_NP.sum(axis=1, keepdims=True), max(1.0, min_voxels))
+    spread = np.flatnonzero(is_part_NP.sum(axis=1) > 1)
+    if not spread.size:
+        return labels_DHW, count
+    boxes = ndimage.find_objects(labels_DHW)
+    parted_DHW = labels_DHW.copy()
+    for piece in spread:
+        box = boxes[piece - 1]
+        inside = labels_DHW[box] == piece
+        own = np.flatnonzero(is_part_NP[piece])
+        part_P = np.zeros(bins, np.int32)
+        part_P[own] = [piece, *range(count + 1, count + own.size)]
+        count += own.size - 1
+        parted_DHW[box][inside] = _filled(np.where(inside, part_P[places_DHW[box]], 0))[inside]
+    return parted_DHW, count
+
+
+def _filled(parts_DHW: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Labels in place of 0, each of the nearest part: found on a grid as coarse as is quick."""
+    step = math.ceil((parts_DHW.size / _MOST_FILLED_VOXELS) ** (1 / 3))
+    coarse_DHW = parts_DHW
+    for axis, size in enumerate(parts_DHW.shape):
+        coarse_DHW = np.maximum.reduceat(coarse_DHW, np.arange(0, size, step), axis=axis)
+    nearest = ndimage.distance_transform_edt(coarse_DHW == 0, return_distances=False, return_indices=True)
+    back = np.ix_(*(np.arange(size) // step for size in parts_DHW.shape))
+    return np.where(parts_DHW > 0, parts_DHW, coarse_DHW[tuple(nearest)][back])
+
+
+def axial_diameter_mm(mask_DHW: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> float:
+    """Largest extent of a mask within one axial slice, edge to edge, as if its pieces were one.
+
+    Args:
+        mask_DHW: Holds at least one voxel.
+        spacing_mm: Voxel size along (D, H, W).
+    """
+    return float(_Runs.of(mask_DHW.astype(np.int32)).diameters_mm(spacing_mm[1:])[0])
 
 
 def drop_small_pieces(mask_DHW: NDArray[np.bool_], min_voxels: float, connectivity: int = 26) -> None:

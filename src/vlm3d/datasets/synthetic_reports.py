@@ -71,8 +71,7 @@ def measure_masks(
             regions_DHW,
             spacing_from_affine(affine),
             min_volume_ml=MIN_VOLUME_ML,
-            midline=_LESION_BY_KEY[key].midline,
-            lung=_LESION_BY_KEY[key].lung,
+            lesion=_LESION_BY_KEY[key],
             landmarks=landmarks,
         )
         for key in LESION_KEYS

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from vlm3d.inference.contradictions import CheckedReport, check_report
 from vlm3d.inference.grounding import ground_report, lesions_showing, tells_ground_glass
-from vlm3d.inference.measured_sentences import DENIALS, located_sentence, sided_line
+from vlm3d.inference.measured_sentences import ADVISED, DENIALS, advice, located_sentence, sided_line
 from vlm3d.inference.prediction import (
     DiseaseFinding,
     LesionFinding,
@@ -101,11 +101,12 @@ def mend_report(
     A sentence that tells nothing and has no word beyond earlier ones of its section goes. A finding that only the
     impression tells is described, with its place. One of `DENIALS` that the report is silent on and both heads exclude is
     denied, since a reader cannot tell whether what goes unsaid was looked for: it has no piece in a mask and less than half
-    of the probability from which it is positive.
+    of the probability from which it is positive. Recommendations that rest on findings which were changed are made anew.
 
     Returns:
         As `repair_report`.
     """
+    before = check_report(text, diseases, lesions)
     text, edits = repair_report(text, diseases, lesions)
     sentences = ground_report(text, diseases, lesions)
     draft = _Draft()
@@ -121,7 +122,37 @@ def mend_report(
     for name, line, reason in _unsaid(sentences, diseases, lesions):
         draft.add("findings", name, line)
         changes.append(ReportEdit(action="added", section="findings", text=line, reason=reason))
+    changed = ADVISED & (_affirmed(before.sentences) ^ _affirmed(sentences))
+    changed |= {item.finding for item in before.contradictions if item.kind == "wrong_size"}
+    if changed:
+        changes += _advise_anew(draft, sentences, advice(_affirmed(sentences), lesions), changed)
     return draft.text if changes else text, edits + changes
+
+
+def _affirmed(sentences: Sequence[ReportSentence]) -> frozenset[str]:
+    return frozenset(
+        item.name
+        for sentence in sentences
+        if sentence.section != "recommendations"
+        for item in sentence.findings
+        if item.affirmed
+    )
+
+
+def _advise_anew(
+    draft: _Draft, sentences: Sequence[ReportSentence], lines: Sequence[str], changed: Set[str]
+) -> Iterator[ReportEdit]:
+    """Put other recommendations in place of a report's, and say so, where it has others."""
+    old = [sentence.text for sentence in sentences if sentence.section == "recommendations"]
+    if old == list(lines):
+        return
+    reason = f"Rests on what was changed: {', '.join(sorted(changed))}"
+    draft.clear("recommendations")
+    for action, texts in (("removed", old), ("added", lines)):
+        for text in texts:
+            yield ReportEdit(action=action, section="recommendations", text=text, reason=reason)
+    for line in lines:
+        draft.add("recommendations", "", line)
 
 
 def _say_it_again(sentences: Sequence[ReportSentence]) -> Iterator[bool]:
@@ -280,6 +311,10 @@ class _Draft:
                 if organ in {ORGAN_OF[other] for other in line.names if other in ORGAN_OF}
             ]
         lines.insert(same[-1] + 1 if same else len(lines), _Line(text, frozenset({name})))
+
+    def clear(self, section: Section) -> None:
+        """Leave a section out."""
+        self._lines[section] = []
 
     def is_empty(self, section: Section) -> bool:
         """Whether nothing is left of a section."""

@@ -6,7 +6,7 @@
 | ``denied`` | denies a finding that reaches its threshold or shows in its lesion's mask |
 | ``wrong_side``, ``wrong_lobe`` | places a finding where its mask, or else the classifier's gaze, has next to nothing |
 | ``wrong_size`` | gives the one nodule of a sentence a size that the mask's nodule there does not have |
-| ``called_normal`` | calls the whole chest normal although a finding reaches its threshold |
+| ``called_normal`` | calls the whole chest, or the lungs, normal although a finding of them reaches its threshold |
 | ``not_mentioned`` | does not name a finding that reaches its threshold |
 
 The heads may disagree with each other; a sentence that one of them supports contradicts neither. The third of the lung, and
@@ -32,8 +32,7 @@ from vlm3d.inference.prediction import (
     SentenceFinding,
     ToldPlace,
 )
-from vlm3d.labels import IMPLIED
-from vlm3d.model.location import ONE_BY_ONE
+from vlm3d.labels import COUNTED_LESION_KEYS, IMPLIED, ORGAN_OF
 
 SIZE_OFF_SHARE, SIZE_OFF_MM = 0.5, 5.0
 """A nodule's size may be off by this share of what the mask measures, and by this much in any case."""
@@ -57,6 +56,14 @@ _NORMAL = re.compile(
         (?:[ ](?:of|in|within)[ ]the[ ](?:chest|thorax))?(?:[ ](?:is|are|was|were)[ ](?:seen|found|detected|present|
         identified|observed))?
       | normal""",
+    re.VERBOSE,
+)
+
+
+_CLEAR_LUNGS = re.compile(
+    r"""(?:both[ ]|the[ ])*lungs?(?:[ ](?:fields?|parenchyma))?[ ](?:is|are|appears?|looks?)[ ]
+        (?:clear|normal|unremarkable|free[ ]of[ ](?:findings|disease))(?:[ ](?:on[ ]both[ ]sides|bilaterally))?
+      | clear[ ]lungs | lungs[ ]clear""",
     re.VERBOSE,
 )
 
@@ -108,11 +115,17 @@ def _of_sentences(
 ) -> Iterator[Contradiction]:
     affirmed = {item.name for sentence in sentences for item in sentence.findings if item.affirmed}
     positive = [disease.name for disease in diseases if disease.positive]
+    of_lungs = [name for name in positive if ORGAN_OF.get(name) == "lungs"]
     for index, sentence in enumerate(sentences):
-        if positive and _NORMAL.fullmatch(plain(sentence.text).rstrip(" .;!")):
-            names = f"{len(positive)} findings reach" if len(positive) > 1 else f"{positive[0]} reaches"
-            message = f"Calls the scan normal; {names} the classifier's threshold"
-            yield Contradiction(kind="called_normal", finding="", sentence=index, message=message)
+        words = plain(sentence.text).rstrip(" .;!")
+        for normal, called, found in (
+            (_NORMAL, "the scan normal", positive),
+            (_CLEAR_LUNGS, "the lungs clear", of_lungs),
+        ):
+            if found and normal.fullmatch(words):
+                names = f"{len(found)} findings reach" if len(found) > 1 else f"{found[0]} reaches"
+                message = f"Calls {called}; {names} the classifier's threshold"
+                yield Contradiction(kind="called_normal", finding="", sentence=index, message=message)
         for item in sentence.findings:
             if item.affirmed:
                 yield from _against_affirmed(item, index)
@@ -142,7 +155,7 @@ def _against_sizes(
     if len(item.places) != 1 or len(sizes_in(sentence.text, 0, len(sentence.text))) != 1:
         return  # of several nodules in a sentence, words do not say for sure whose size is which
     (place,) = item.places
-    if place.lesion != ONE_BY_ONE or place.agreement != "agrees" or not place.size_mm:
+    if place.lesion not in COUNTED_LESION_KEYS or place.agreement != "agrees" or not place.size_mm:
         return
     assert place.component is not None, "a place in a mask is one of its pieces"
     pieces = next(lesion.components for lesion in lesions if lesion.key == place.lesion)

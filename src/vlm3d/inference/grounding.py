@@ -20,8 +20,8 @@ from vlm3d.inference.prediction import (
     SentenceFinding,
     ToldPlace,
 )
-from vlm3d.labels import STORED_LESIONS
-from vlm3d.model.location import ONE_BY_ONE, told_pieces
+from vlm3d.labels import COUNTED_LESION_KEYS, STORED_LESIONS
+from vlm3d.model.location import told_pieces
 from vlm3d.model.report_sections import HEADING_PATTERN
 
 TOUCHES_SHARE = 0.05
@@ -157,7 +157,7 @@ def agreement(
 
 def _worth_telling(lesion: LesionFinding) -> Sequence[LesionComponent]:
     """The listed pieces but for spots in places that hold next to nothing of the lesion; every nodule is one."""
-    if lesion.key == ONE_BY_ONE:
+    if lesion.key in COUNTED_LESION_KEYS:
         return lesion.components
     return told_pieces(lesion.key, lesion.components, len(lesion.components))[0]
 

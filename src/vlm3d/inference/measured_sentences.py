@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from vlm3d.inference.grounding import lesions_showing
@@ -10,6 +11,11 @@ from vlm3d.labels import DISEASE_NAMES, STORED_LESIONS
 from vlm3d.model.location import told_pieces
 
 _LOBE = " lobe"
+
+ADVISED = frozenset({"Lung nodule", "Consolidation", "Pericardial effusion", "Cardiomegaly"})
+"""Diseases of which `advice` says more than nothing."""
+FOLLOW_UP_MM, WORK_UP_MM = 6.0, 8.0
+"""Of a solid nodule, after the Fleischner Society's recommendations of 2017 (Radiology 284:228)."""
 
 DENIALS: Mapping[str, str] = {
     "Pleural effusion": "No pleural effusion.",
@@ -30,11 +36,15 @@ def located_sentence(
 ) -> str:
     """One sentence that affirms a disease, with the places and sizes that its mask measures.
 
-    Such as "Lung nodule of 12 mm in the right upper lobe." or "Ground-glass opacity in the left upper lobe and left lower
-    lobe."; without a mask the places at which the classifier saw it, and without those the name alone.
+    Such as "Lung nodule of 12 mm in the right upper lobe.", "Two lung nodules of 9 mm in the left upper lobe." or
+    "Ground-glass opacity in the left upper lobe and left lower lobe."; without a mask the places at which the classifier
+    saw it, and without those the name alone.
     """
     name, lesion = _shown(disease, lesions)
     said = _seen(seen) if lesion is None else _SAID.get(lesion.key, _places)(lesion)
+    number, _, rest = said.partition(" ")
+    if number in _NUMBERS.values():
+        return f"{number.capitalize()} {name.lower()}s {rest}."
     return f"{name} {said}".rstrip() + "."
 
 
@@ -47,6 +57,30 @@ def sided_line(disease: str, lesions: Sequence[LesionFinding], seen: Sequence[At
     sides = {place.side for place in places} & {"right", "left"}
     where = "" if lesion is not None and lesion.key in _MIDLINE else _on(sides)
     return f"{name} {where}".rstrip() + "."
+
+
+def advice(findings: Set[str], lesions: Sequence[LesionFinding]) -> list[str]:
+    """What follows from findings, as the phantoms' reports advise it: of a nodule by its largest diameter.
+
+    Args:
+        findings: Names of diseases.
+        lesions: The localizer's findings.
+    """
+    nodules_mm = [
+        piece.max_diameter_mm
+        for lesion in lesions_showing("Lung nodule", lesions)
+        for piece in lesion.components
+    ]
+    lines = []
+    if "Lung nodule" in findings and max(nodules_mm, default=0.0) >= WORK_UP_MM:
+        lines.append("Further work-up of the largest nodule.")
+    elif "Lung nodule" in findings and (not nodules_mm or max(nodules_mm) >= FOLLOW_UP_MM):
+        lines.append("Follow-up CT of the nodule.")
+    if "Consolidation" in findings:
+        lines.append("Control after treatment.")
+    if findings & {"Pericardial effusion", "Cardiomegaly"}:
+        lines.append("Echocardiography.")
+    return lines or ["None."]
 
 
 def _shown(disease: str, lesions: Sequence[LesionFinding]) -> tuple[str, LesionFinding | None]:
@@ -67,7 +101,11 @@ def _seen(places: Sequence[AttentionPlace]) -> str:
 
 
 def _volume(lesion: LesionFinding) -> str:
-    return f"of about {lesion.volume_ml:.0f} ml"
+    return f"of {_about(lesion.volume_ml)}"
+
+
+def _about(volume_ml: float) -> str:
+    return "less than 1 ml" if volume_ml < 1 else f"about {volume_ml:.0f} ml"
 
 
 def _sided_volume(lesion: LesionFinding) -> str:
@@ -79,7 +117,7 @@ def _sided_volume(lesion: LesionFinding) -> str:
     }
     if not volume_ml:
         return _volume(lesion)
-    each = [f"about {ml:.0f} ml" for ml in volume_ml.values()]
+    each = [_about(ml) for ml in volume_ml.values()]
     if len(each) == 1:
         return f"{_on(volume_ml.keys())}, {each[0]}"
     return f"on both sides, {each[0]} on the right and {each[1]} on the left"
@@ -87,7 +125,8 @@ def _sided_volume(lesion: LesionFinding) -> str:
 
 def _sizes(lesion: LesionFinding) -> str:
     told, more = told_pieces(lesion.key, lesion.components)
-    words = [f"of {piece.max_diameter_mm:.0f} mm {_place(piece)}".rstrip() for piece in told]
+    counts = Counter(f"of {piece.max_diameter_mm:.0f} mm {_place(piece)}".rstrip() for piece in told)
+    words = [f"{_NUMBERS.get(count, '')} {said}".strip() for said, count in counts.items()]
     more += lesion.components_left_out if more else 0
     return _listed([*words, *([f"{more} more"] if more else [])])
 
@@ -99,6 +138,8 @@ def _places(lesion: LesionFinding) -> str:
     return _listed([*([f"in the {_listed(lobes)}"] if lobes else []), *filter(None, others)])
 
 
+_NUMBERS = {2: "two", 3: "three"}
+"""At most `vlm3d.model.location.MAX_PIECES` are told."""
 _MIDLINE = {lesion.key for lesion in STORED_LESIONS if lesion.midline}
 _SAID = {"pericardial_effusion": _volume, "pleural_effusion": _sided_volume, "lung_nodule": _sizes}
 """By lesion key; the others tell their places."""

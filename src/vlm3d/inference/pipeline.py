@@ -324,8 +324,7 @@ class Pipeline:
                 mask_view_DHW,
                 regions_DHW,
                 canonical_volume.spacing_mm,
-                midline=lesion.midline,
-                lung=lesion.lung,
+                lesion=lesion,
                 probability_DHW=on_scan_DHW,
                 landmarks=landmarks,
             )

@@ -26,8 +26,6 @@ MIN_SHARE_OF_LOBE, MIN_SHARE_OF_SIDE = 0.3, 0.15
 """What is told by its lobes, or sides, is told in those that hold this share of what the fullest holds, or"""
 TOLD_FROM_ML = 50.0
 """this much: what a reader would miss is told however much there is elsewhere."""
-ONE_BY_ONE = "lung_nodule"
-"""Key of the lesion whose pieces are told each by itself."""
 MIN_SHARE_OF_NODULE = 0.3
 """A piece of it is told if it has this share of the largest one's volume."""
 
@@ -50,7 +48,7 @@ class MeasuredPiece(Protocol):
 Piece = TypeVar("Piece", bound=MeasuredPiece)
 
 
-_TOLD_BY_PLACE = {lesion.key: lesion for lesion in STORED_LESIONS if lesion.key != ONE_BY_ONE}
+_TOLD_BY_PLACE = {lesion.key: lesion for lesion in STORED_LESIONS if not lesion.counted}
 
 
 def _place_told(lesion: Lesion, piece: MeasuredPiece) -> tuple[str, ...]:
@@ -245,8 +243,7 @@ class LesionLocationInjector(nn.Module):
                 regions_DHW,
                 spacing_mm,
                 min_volume_ml=MIN_VOLUME_ML,
-                midline=lesion.midline,
-                lung=lesion.lung,
+                lesion=lesion,
                 landmarks=landmarks,
             )
             for lesion, mask_DHW in zip(self.lesions, masks_LDHW, strict=False)

@@ -103,8 +103,7 @@ def located_in_masks(
             regions_DHW,
             spacing_mm,
             min_volume_ml=MIN_VOLUME_ML,
-            midline=lesion.midline,
-            lung=lesion.lung,
+            lesion=lesion,
             landmarks=landmarks,
         ):
             region = _REGION_KEYS.get(piece.region)

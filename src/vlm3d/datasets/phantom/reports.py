@@ -106,25 +106,31 @@ def listed(words: Sequence[str]) -> str:
 
 
 def _ml(item: FindingTruth) -> str:
-    return f"{item.volume_ml:.0f} ml"
+    return f"{max(item.volume_ml, 1.0):.0f} ml"
+
+
+def _a(words: str) -> str:
+    return f"{'An' if words.startswith(('a', 'e', 'i', 'o', 'u')) else 'A'} {words}"
 
 
 def _nodules(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
     said = []
     for item in items[:4]:
         kind = "" if item.kind == "solid" and rng.random() < 0.5 else f"{item.kind} "
-        article = "An" if kind.startswith(("a", "e", "i", "o")) else "A"
         size = f"{item.size_mm:.0f} mm"
         said.append(
             _pick(
                 rng,
-                f"{article} {kind}nodule of {size} is seen in the {place(item)}.",
-                f"{article} {kind}pulmonary nodule measuring {size} lies in the {place(item)}.",
+                f"{_a(kind + 'nodule')} of {size} is seen in the {place(item)}.",
+                f"{_a(kind + 'pulmonary nodule')} measuring {size} lies in the {place(item)}.",
                 f"In the {place(item)} there is a {kind}nodule, {size} in diameter.",
             )
         )
     if len(items) > 4:
-        said.append(f"{len(items) - 4} further lung nodules are smaller.")
+        more = len(items) - 4
+        said.append(
+            "A further lung nodule is smaller." if more == 1 else f"{more} further lung nodules are smaller."
+        )
     return said
 
 
@@ -150,14 +156,17 @@ def _lungs(items: Sequence[FindingTruth]) -> str:
 
 
 def _lobar(noun: str, *forms: str) -> Callable[[Sequence[FindingTruth], Rng], list[str]]:
-    """Sentences for findings of lungs and vessels; forms may use {degree}, {Degree}, {places}, {lungs} and {size}."""
+    """Sentences of lungs and vessels; forms may use {degree}, {Degree}, {places}, {show}, {has}, {lungs}, {size}."""
 
     def say(items: Sequence[FindingTruth], rng: Rng) -> list[str]:
         degree = _degree(items[0], rng)
+        is_one = len({place(item) for item in items}) == 1
         text = _pick(rng, *forms).format(
             degree=degree,
             Degree=degree.capitalize(),
             places=listed([place(item) for item in items]),
+            show="shows" if is_one else "show",
+            has="has" if is_one else "have",
             lungs=_lungs(items),
             size=f"{items[0].size_mm:.0f} mm",
             kind=items[0].kind,
@@ -174,7 +183,7 @@ _BANDS = _lobar(
 _COLLAPSE = _lobar(
     "atelectasis",
     "Atelectasis of the whole {places} with volume loss.",
-    "Lobar atelectasis: the {places} has collapsed and the mediastinum has moved toward it.",
+    "Lobar atelectasis: the {places} {has} collapsed and the mediastinum has moved toward it.",
 )
 
 
@@ -187,7 +196,9 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
         _pick(
             rng,
             f"Medical material: {items[0].kind} in place.",
-            f"A {items[0].kind} is in place (medical material).",
+            "Sternal wires are in place (medical material)."
+            if items[0].kind == "sternal wires"
+            else f"{_a(items[0].kind)} is in place (medical material).",
         )
     ],
     "Arterial wall calcification": _lobar(
@@ -255,7 +266,7 @@ _SENTENCES: dict[str, Callable[[Sequence[FindingTruth], Rng], list[str]]] = {
     "Consolidation": _lobar(
         "consolidation",
         "Consolidation with air bronchograms in the {places}.",
-        "The {places} shows consolidation of up to {size}.",
+        "The {places} {show} consolidation of up to {size}.",
     ),
     "Bronchiectasis": _lobar(
         "bronchiectasis", "{Degree} bronchiectasis in the {places}.", "Bronchiectasis of the {places}."

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm3d.anatomy.measurement import axial_diameter_mm
 from vlm3d.anatomy.regions import LUNG_IDS, REGION_BY_ID, REGION_IDS
 from vlm3d.datasets.phantom.frame import Canvas, Slices
 from vlm3d.labels import STORED_LESION_KEYS
@@ -150,15 +151,18 @@ def measure(canvas: Canvas, landmarks: Landmarks, piece: Painted, severity: floa
         region = REGION_BY_ID[max(best, 1)].key
     own = REGION_BY_ID[REGION_IDS[region]].side
     side: Side = piece.side or ("right" if own == "right" else "left" if own == "left" else "midline")
-    flat = where[:, 1:] * step[1:]
-    extent = float(np.hypot(*(np.ptp(flat, axis=0) + step[1:]))) if len(where) else 0.0
+    size_mm = piece.size_mm
+    if size_mm is None and piece.lesion is not None:
+        size_mm = axial_diameter_mm(piece.mask, tuple(step.tolist()))
+    elif size_mm is None:  # coarse: what no mask outlines is told without a size
+        size_mm = float(np.hypot(*(np.ptp(where[:, 1:] * step[1:], axis=0) + step[1:])))
     return FindingTruth(
         finding=piece.finding,
         lesion=piece.lesion,
         region=region,
         side=side,
         level=landmarks.level(float(z)),
-        size_mm=round(piece.size_mm if piece.size_mm is not None else extent, 1),
+        size_mm=round(size_mm, 1),
         volume_ml=round(float(len(where) * step.prod() / 1000), 2),
         severity=round(float(severity), 3),
         kind=piece.kind,
