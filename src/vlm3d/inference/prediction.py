@@ -119,7 +119,9 @@ class LesionFinding(Model):
         ge=0, le=1, description="Mean binary entropy inside the mask and its one-voxel rim, in bits."
     )
     volume_ml: float = Field(ge=0)
-    components: list[LesionComponent] = Field(description="Largest first.")
+    components: list[LesionComponent] = Field(
+        description="Connected pieces, those that spread over lobes or both sides parted there; largest first."
+    )
     components_left_out: int = Field(
         0, ge=0, description="Smaller pieces counted in volume_ml but not listed."
     )
