@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from support.small_models import small_model
 from vlm3d import cli
 from vlm3d.datasets.phantom.writing import write_phantom
 from vlm3d.errors import TERMINATED_EXIT_CODE
+from vlm3d.inference import pipeline as pipeline_module
 from vlm3d.inference.pipeline import Pipeline
 from vlm3d.inference.prediction import TRAINING_NOTES, Prediction
 from vlm3d.labels import LESION_KEYS
+from vlm3d.outputs.batch import output_folders, scan_name
+from vlm3d.volume import Volume
 
 FAST = ("--no-report", "--anatomy", "none")
 
@@ -104,6 +108,54 @@ def test_many_scans_and_one_that_is_broken(run, scan: Path, tmp_path: Path) -> N
     assert len(out.split()) == 2
     assert "1 of 3 scans failed" in err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ct", "second"]
+
+
+def test_a_scan_that_fails_as_nobody_foresaw_costs_no_other(
+    run, scan: Path, tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pipeline_module.read_volume
+
+    def fails_once(path: Path, **options: object) -> Volume:
+        if path.name == "odd.nii.gz":
+            raise ZeroDivisionError("line one\nline two")
+        return read(path, **options)
+
+    monkeypatch.setattr(pipeline_module, "read_volume", fails_once)
+    (tmp_path / "odd.nii.gz").write_bytes(scan.read_bytes())
+    code, out, err = run("predict", tmp_path / "odd.nii.gz", scan, "-o", tmp_path / "out", *FAST)
+    assert code == 1
+    assert "vlm3d: error: odd.nii.gz: ZeroDivisionError: line one\n" in err
+    assert len(out.split()) == 1
+
+
+def test_a_name_that_is_no_text_is_shown_with_question_marks(run, scan: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"))
+    odd.write_bytes(scan.read_bytes())
+    code, _, err = run("predict", odd, "-o", tmp_path / "out", *FAST)
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["scan"]["source"] == "M?ller.nii.gz"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("predict",), ("series",), ("predict", "SCAN", "--mask")],
+)
+def test_a_path_that_cannot_even_be_asked_for_is_one_line(
+    run, scan: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    given = [scan if word == "SCAN" else word for word in arguments]
+    more = () if arguments == ("series",) else ("-o", tmp_path / "out")
+    assert "too long" in fails(run(*given, "x" * 300, *more), 3)
+
+
+def test_several_scans_are_called_as_they_are_given_not_as_what_they_link_to(tmp_path: Path) -> None:
+    for patient in ("a", "b"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii.gz").write_bytes(b"x")
+        (tmp_path / f"pat_{patient}.nii.gz").symlink_to(tmp_path / patient / "ct.nii.gz")
+    folders = output_folders([tmp_path / "pat_a.nii.gz", tmp_path / "pat_b.nii.gz"], Path("out"))
+    assert folders == [Path("out/pat_a"), Path("out/pat_b")]
+    assert scan_name(tmp_path / "a" / "..") == tmp_path.name
 
 
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.name)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from vlm3d import __version__
-from vlm3d.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, VLM3DError
+from vlm3d.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, InputError, VLM3DError
 from vlm3d.labels import MIN_LESION_ML
 
 app = typer.Typer(
@@ -98,7 +98,7 @@ def predict(
     beams: Annotated[
         int | None, typer.Option(help="Beams of the search for the likeliest report; 1 is greedy.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling, and of untrained weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, and of untrained weights.")] = 0,
     on_contradiction: Annotated[
         str,
         typer.Option(
@@ -141,7 +141,7 @@ def predict(
         say=lambda line: typer.echo(line, err=True),
     )
     for page in outcome.pages:
-        typer.echo(page)
+        typer.echo(os.fsencode(page))  # the file's own bytes, whatever its name is
     if outcome.failed:
         if len(inputs) > 1:
             typer.echo(f"{len(outcome.failed)} of {len(inputs)} scans failed", err=True)
@@ -190,7 +190,7 @@ def evaluate(
     resamples: Annotated[
         int, typer.Option(help="Of the bootstrap over patients; 0 for no intervals.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     common: Annotated[
         bool, typer.Option("--common", help="Leave out cases that only one side knows, instead of refusing.")
     ] = False,
@@ -326,7 +326,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create or replace.")] = Path(
         "demo_output"
     ),
-    seed: Annotated[int, typer.Option(help="Of the phantom.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Of the phantom.")] = 7,
 ) -> None:
     """Make a phantom chest CT, predict it, and print where its page is."""
     from vlm3d.inference.pipeline import PredictionSettings
@@ -589,6 +589,16 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (
+        OSError
+    ) as error:  # a path that cannot even be asked for: no permission on the way, a name too long
+        if not error.filename:
+            raise
+        from vlm3d.io.wording import printable
+
+        _fail(
+            f"{printable(str(error.filename))}: {(error.strerror or 'error').lower()}", InputError.exit_code
+        )
 
 
 class _Terminated(BaseException):
@@ -611,7 +621,7 @@ def _termination_raised() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"vlm3d: error: {message}", err=True)
+    typer.echo(f"vlm3d: error: {message.encode(errors='replace').decode()}", err=True)
     sys.exit(code)
 
 

@@ -287,13 +287,30 @@ def test_masks_take_the_smallest_type_that_holds_their_labels(tmp_path: Path, hi
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, AFFINE[:, [2, 1, 0, 3]])
 
 
+@pytest.mark.parametrize(
+    ("shape", "accepted"), [((340, 40, 40), True), ((700, 40, 40), False), ((110, 110, 110), False)]
+)
+def test_a_body_may_be_longer_than_a_chest_but_not_wider(
+    tmp_path: Path, shape: tuple[int, int, int], accepted: bool
+) -> None:
+    voxels = np.full(shape, 40, np.int16)
+    voxels[:, 5:-5, 5:-5] = -800
+    affine = affine_of((3.27, 10.0, 10.0)) if shape[1] == 40 else affine_of((10.0, 10.0, 10.0))
+    path = write_nifti(tmp_path / "ct.nii", voxels, affine)
+    if accepted:
+        assert read_volume(path).shape_DHW == shape
+        return
+    with pytest.raises(NotAChestCTError, match=r"measures \d{3,4} x \d{3,4} x \d{3,4} mm"):
+        read_volume(path)
+
+
 def test_masks_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_nifti_mask(CHEST > 0, AFFINE, tmp_path / name)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize("offset", [-5, 0.5])
+@pytest.mark.parametrize("offset", [-5, 0.5, np.inf, np.nan, 5e9, 1e20])
 def test_masks_hold_whole_numbers_from_zero(tmp_path: Path, offset: float) -> None:
     write_nifti(tmp_path / "mask.nii", (CHEST > 0).astype(np.float32) + np.float32(offset), AFFINE)
     with pytest.raises(MaskError, match=r"mask\.nii"):

@@ -127,8 +127,10 @@ def test_many_pieces_are_listed_and_some_pictured() -> None:
 
 
 def test_without_lesions_the_page_says_so() -> None:
-    page = page_of(make_prediction())
-    assert "nothing to measure" in page
+    prediction = make_prediction()
+    prediction.settings["min_lesion_ml"] = 0.05
+    page = page_of(prediction)
+    assert "No mask has a piece of 0.05 ml or more, so there is nothing to measure." in page
     assert "<article" not in page
     assert "data-lesion=" not in page
 

@@ -234,7 +234,9 @@ class ScanInfo(Model):
     source: str = Field(description="Name of the file or folder, as the user gave it.")
     shape_dhw: tuple[int, int, int]
     spacing_mm_dhw: tuple[float, float, float]
-    orientation: str = Field(description="Axis codes of the file's grid, such as 'LPS'.")
+    orientation: str = Field(
+        description="Where the axes (D, H, W) of the grid point, such as 'SPL': the letters that nibabel gives, backward."
+    )
     model_grid_dhw: tuple[int, int, int]
     model_spacing_mm_dhw: tuple[float, float, float]
     anatomy: str = Field(

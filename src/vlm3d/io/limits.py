@@ -25,6 +25,8 @@ MIN_SLICES = 8
 MIN_IN_PLANE = 32
 MIN_EXTENT_MM = 50.0
 MAX_EXTENT_MM = 1000.0
+MAX_LENGTH_MM = 2200.0
+"""Along the longest axis: PET/CT from head to feet."""
 FARTHEST_MM = 1e5
 """No voxel lies farther from a scanner's center."""
 
@@ -89,15 +91,18 @@ def check_scan_size(
             "plane. "
             "Give the scan in its original resolution."
         )
-    for size, spacing in zip(shape_DHW, spacing_mm, strict=True):
-        extent = size * spacing
-        if not MIN_EXTENT_MM <= extent <= MAX_EXTENT_MM:
-            raise NotAChestCTError(
-                f"{name} measures {_extents(shape_DHW, spacing_mm)} mm; a chest scan has "
-                f"{MIN_EXTENT_MM:.0f} to "
-                f"{MAX_EXTENT_MM:.0f} mm along each axis. Is the voxel size in its header right?"
-            )
+    shortest, middle, longest = sorted(
+        size * spacing for size, spacing in zip(shape_DHW, spacing_mm, strict=True)
+    )
+    if shortest < MIN_EXTENT_MM or middle > MAX_EXTENT_MM or longest > MAX_LENGTH_MM:
+        raise NotAChestCTError(
+            f"{name} measures {_extents(shape_DHW, spacing_mm)} mm; a chest scan has "
+            f"{MIN_EXTENT_MM:.0f} to {MAX_EXTENT_MM:.0f} mm along each axis, or {MAX_LENGTH_MM:.0f} mm along the body. "
+            "Is the voxel size in its header right?"
+        )
 
 
 def _extents(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> str:
-    return " x ".join(f"{n * s:.3g}" for n, s in zip(shape, spacing_mm, strict=True))
+    return " x ".join(
+        f"{n * s:.0f}" if n * s >= 1 else f"{n * s:.2g}" for n, s in zip(shape, spacing_mm, strict=True)
+    )

@@ -77,7 +77,7 @@ def read_metaimage(path: Path) -> Volume:
         )
     except OSError as error:
         raise UnreadableFileError(f"{name} cannot be read: {reason(error)}.") from error
-    return Volume(rescaled(stored), affine, source=path.name, notes=notes)
+    return Volume(rescaled(stored), affine, source=shown(path), notes=notes)
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:

@@ -61,7 +61,7 @@ def read_nifti(path: Path) -> Volume:
     slope, intercept = _rescale_of(header, name)
     if (slope, intercept) != (1.0, 0.0):
         notes.append(f"the header's slope {slope:g} and intercept {intercept:g} applied")
-    return Volume(rescaled(stored, slope, intercept), affine, source=path.name, notes=tuple(notes))
+    return Volume(rescaled(stored, slope, intercept), affine, source=shown(path), notes=tuple(notes))
 
 
 def write_nifti_mask(labels_DHW: NDArray[Any], affine: NDArray[np.float64], path: str | Path) -> None:

@@ -117,7 +117,7 @@ def read_npz(path: Path, window_hu: tuple[float, float] | None = None) -> Volume
         f"gray values 0..255 taken as {low:g}..{high:g} HU; what lay outside is lost",
         "the file has no orientation: axes taken as Superior, Posterior, Left",
     )
-    return Volume(rescaled(case.imgs_DHW, (high - low) / 255, low), affine, source=path.name, notes=notes)
+    return Volume(rescaled(case.imgs_DHW, (high - low) / 255, low), affine, source=shown(path), notes=notes)
 
 
 def _load_checked(path: Path, name: str) -> dict[str, NDArray[Any]]:

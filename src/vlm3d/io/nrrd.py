@@ -79,7 +79,7 @@ def read_nrrd(path: Path) -> Volume:
         stored = read_array(data_path, (depth, height, width), dtype, compression=compression, offset=offset)
     except OSError as error:
         raise UnreadableFileError(f"{name} cannot be read: {reason(error)}.") from error
-    return Volume(rescaled(stored), affine, source=path.name, notes=notes)
+    return Volume(rescaled(stored), affine, source=shown(path), notes=notes)
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, str], int]:

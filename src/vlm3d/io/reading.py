@@ -118,9 +118,9 @@ def read_mask(path: str | Path) -> Mask:
         if case.gts_DHW is None:
             raise MaskError(f"{name} has no array 'gts', so no mask.")
         affine = normalize_affine(case.affine, case.gts_DHW.shape, name)
-        return Mask(case.gts_DHW, affine, path.name)
+        return Mask(case.gts_DHW, affine, name)
     image = _READERS[kind](path)
-    return Mask(_as_labels(image.voxels_DHW, name), image.affine, path.name)
+    return Mask(_as_labels(image.voxels_DHW, name), image.affine, name)
 
 
 _READERS = {Format.NIFTI: read_nifti, Format.METAIMAGE: read_metaimage, Format.NRRD: read_nrrd}
@@ -170,9 +170,13 @@ def _with_spacing(scan: Volume, spacing_mm: Sequence[float]) -> Volume:
 
 
 def _as_labels(values_DHW: NDArray[Any], name: str) -> NDArray[Any]:
-    if values_DHW.dtype.kind == "f" and not all((plane == np.rint(plane)).all() for plane in values_DHW):
+    if values_DHW.dtype.kind == "f" and not all(
+        (np.isfinite(plane) & (plane == np.rint(plane))).all() for plane in values_DHW
+    ):
         raise MaskError(f"{name} holds values that are no whole numbers; a mask has labels 0, 1, 2 …")
     low, high = int(values_DHW.min()), int(values_DHW.max())
     if low < 0:
         raise MaskError(f"{name} holds negative values (down to {low}); a mask has labels 0, 1, 2 …")
+    if high > np.iinfo(np.int32).max:
+        raise MaskError(f"{name} holds values up to {high:.3g}; a mask has labels 0, 1, 2 …")
     return values_DHW.astype(np.uint8 if high <= 255 else np.uint16 if high <= 65535 else np.int32)

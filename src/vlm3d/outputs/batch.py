@@ -11,6 +11,7 @@ from pathlib import Path
 from vlm3d.errors import ConfigError, OutputError, UnreadableFileError, VLM3DError
 from vlm3d.inference.pipeline import Pipeline, PredictionSettings
 from vlm3d.inference.prediction import TRAINING_NOTES
+from vlm3d.io.wording import printable, reason, shown
 from vlm3d.outputs.output_folder import check_out_dir
 from vlm3d.outputs.writer import write_prediction
 
@@ -38,8 +39,8 @@ class Outcome:
 
 
 def scan_name(path: Path) -> str:
-    """What a scan's output folder is called: its file name without the ending."""
-    name = path.resolve().name
+    """What a scan's output folder is called: its file name without the ending; a link's own, not its target's."""
+    name = path.name if path.name not in ("", "..") else path.resolve().name
     for ending in _ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)] or name
@@ -100,7 +101,7 @@ def predict_scans(
     outcome = Outcome()
     pipeline: Pipeline | None = None
     for number, (path, folder) in enumerate(zip(inputs, folders, strict=True), start=1):
-        label = f"[{number}/{len(inputs)}] {path}"
+        label = f"[{number}/{len(inputs)}] {printable(str(path))}"
         try:
             _check_exists(path)
             if pipeline is None:
@@ -119,9 +120,19 @@ def predict_scans(
         except VLM3DError as error:
             if len(inputs) == 1 or isinstance(error, OutputError) or (pipeline is None and path.exists()):
                 raise
-            outcome.failed[path] = error
-            say(f"vlm3d: error: {' '.join(str(error).split())}")
+            _note_failure(outcome, path, error, say)
+        except Exception as error:  # what no reader foresaw of one scan must not cost the others
+            if len(inputs) == 1:
+                raise
+            logger.debug("%s failed", shown(path), exc_info=error)
+            words = f"{shown(path)}: {type(error).__name__}: {reason(error)}"
+            _note_failure(outcome, path, VLM3DError(words), say)
     return outcome
+
+
+def _note_failure(outcome: Outcome, path: Path, error: VLM3DError, say: Callable[[str], None]) -> None:
+    outcome.failed[path] = error
+    say(f"vlm3d: error: {printable(' '.join(str(error).split()))}")
 
 
 def _say_stage(say: Callable[[str], None], label: str, stage: str) -> None:
