@@ -87,7 +87,7 @@ words() {
 }
 side_by_side boxes words
 
-# Masks in whole scans: two courses from one start and their mean, twice.
+# Masks in whole scans: two courses from one start and their mean, three times.
 course() { # OUT, FROM, SEED, STEPS, SETTINGS...
     train "$1" --from "$WORK/$2" --phase joint training.seed="$3" "${VARIED[@]}" "${WHOLE[@]}" \
         "$PHASES.joint.tasks={localization: 1.0}" $PHASES.joint.lr=8e-4 $PHASES.joint.steps="$4" "${@:5}"
@@ -101,12 +101,16 @@ first() { course course1 boxes/final 4 900; }
 second() { course course2 boxes/final 5 900; }
 side_by_side first second
 mean mean1 course1/final course2/final
-# The second pair is validated on few cases, to spare time; nothing is chosen by it.
+# The later pairs are validated on few cases, to spare time; nothing is chosen by it.
 third() { course course3 mean1 6 940 training.validation_cases=8; }
 fourth() { course course4 mean1 7 940 training.validation_cases=8; }
 side_by_side third fourth
 mean mean2 course3/final course4/final
-test -d "$WORK/final" || $PYTHON runs/join_weights.py "$WORK/final" "$WORK/look/final" "$WORK/mean2" "$WORK/words/final"
+fifth() { course course5 mean2 8 300 training.validation_cases=8; }
+sixth() { course course6 mean2 9 300 training.validation_cases=8; }
+side_by_side fifth sixth
+mean mean3 course5/final course6/final
+test -d "$WORK/final" || $PYTHON runs/join_weights.py "$WORK/final" "$WORK/look/final" "$WORK/mean3" "$WORK/words/final"
 test -f "$WORK/final/thresholds.json" || $VLM3D tune "$WORK/final" --data "$WORK/validate"
 stamp "tune done"
 

@@ -11,6 +11,7 @@ from vlm3d.config import load_config
 from vlm3d.errors import ConfigError
 from vlm3d.inference.pipeline import Pipeline
 from vlm3d.inference.thresholds import thresholds_for
+from vlm3d.io.wording import shown
 from vlm3d.model.checkpoint import shipped_checkpoint
 from vlm3d.model.multi_task_model import VLM3DMultiTask
 
@@ -73,7 +74,7 @@ def load_pipeline(
         model = VLM3DMultiTask.from_pretrained(checkpoint, load_llm=with_report, device=place)
         return Pipeline(
             model,
-            checkpoint=Path(checkpoint).name or str(checkpoint),
+            checkpoint=shown(Path(checkpoint)),
             device=place,
             thresholds=thresholds_for(model, checkpoint),
         )
