@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `tiny` from nothing: cohort -> prepare -> phases -> evaluation. Two CPU cores, no data, no GPU, less than six hours.
+# `tiny` from nothing: cohort -> prepare -> phases -> evaluation. Two CPU cores, no data, no GPU, six hours.
 # Stop it whenever you like and start it again: every step goes on where it stopped. What it came to is in docs/tiny_run.md;
 # the weights of the package come from the longer runs/tiny_weights.sh.
 #
