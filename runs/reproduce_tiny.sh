@@ -29,8 +29,8 @@ side_by_side() { # two functions, a core each
     done
     for job in "${JOBS_NOW[@]}"; do wait "$job" || failed=1; done
     JOBS_NOW=()
+    if ((failed)); then return 1; fi
     stamp "$* done"
-    return $failed
 }
 
 # Seeds of the splits lie far apart: no phantom is in two of them. The shifted cohort comes from other kernels, spacing,

@@ -589,16 +589,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (
-        OSError
-    ) as error:  # a path that cannot even be asked for: no permission on the way, a name too long
+    except OSError as error:
         if not error.filename:
             raise
-        from vlm3d.io.wording import printable
+        # a path that cannot even be asked for: no permission on the way, a name too long
+        from vlm3d.io.wording import printable, reason
 
-        _fail(
-            f"{printable(str(error.filename))}: {(error.strerror or 'error').lower()}", InputError.exit_code
-        )
+        _fail(f"{printable(str(error.filename))}: {reason(error)}", InputError.exit_code)
 
 
 class _Terminated(BaseException):

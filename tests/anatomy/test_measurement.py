@@ -194,6 +194,18 @@ def test_a_piece_that_spreads_over_lobes_is_measured_lobe_by_lobe() -> None:
     ]
 
 
+@pytest.mark.parametrize(("only", "w", "side"), [("left", 45, "left"), ("right", 25, "right")])
+def test_a_mask_of_one_lungs_lobes_alone_puts_nothing_in_it_on_the_other_side(
+    only: str, w: int, side: str
+) -> None:
+    lobes = [number for key, number in REGION_IDS.items() if key.startswith(only) and key.endswith("lobe")]
+    regions = np.where(np.isin(chest(), lobes), chest(), 0).astype(np.uint8)
+    mask = np.zeros(regions.shape, bool)
+    mask[20, 33, w] = True  # beside the lung's medial part, behind it
+    (piece,) = measure_lesion(mask, regions, (2.0, 1.0, 1.0))
+    assert (piece.side, piece.region) == (side, "")
+
+
 @pytest.mark.parametrize("with_regions", [True, False])
 def test_fluid_on_both_sides_is_measured_side_by_side_however_thin_the_bridge(with_regions: bool) -> None:
     regions = chest() if with_regions else None

@@ -15,6 +15,7 @@ from support.phantoms import coarse_phantom
 from support.scan_files import canonical, reoriented
 from support.small_cases import case
 from support.small_models import small_model
+from vlm3d.anatomy.regions import LEFT_LUNG_IDS, RIGHT_LUNG_IDS
 from vlm3d.datasets.case import CaseData
 from vlm3d.datasets.prepare import prepare
 from vlm3d.errors import ConfigError, MaskError, ResourceError, UnreadableFileError
@@ -177,6 +178,20 @@ def test_a_users_mask_is_used_and_checked(
     nib.save(nib.Nifti1Image(labels[1:].transpose(2, 1, 0), image.affine), tmp_path / "short.nii.gz")
     with pytest.raises(MaskError, match="another grid"):
         pipeline(phantom.volume, settings, mask=tmp_path / "short.nii.gz")
+
+
+@pytest.mark.parametrize(("lost", "noted"), [(LEFT_LUNG_IDS, "right"), (RIGHT_LUNG_IDS, "left"), ((), None)])
+def test_a_scan_of_one_lung_says_that_sides_deserve_a_look(
+    pipeline: Pipeline, settings: PredictionSettings, lost: tuple[int, ...], noted: str | None
+) -> None:
+    phantom = coarse_phantom()
+    labels_DHW = np.where(np.isin(phantom.regions.labels_DHW, lost), 0, phantom.regions.labels_DHW).astype(
+        np.uint8
+    )
+    mask = RegionMap(labels_DHW, phantom.volume.affine, "file")
+    notes = pipeline(phantom.volume, settings, mask=mask).prediction.scan.notes
+    told = [note for note in notes if "lung was found" in note]
+    assert told == ([f"Only a {noted} lung was found: check the sides that are told."] if noted else [])
 
 
 def test_too_little_memory_is_one_line(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,11 +91,10 @@ def _check_anatomy(regions_DHW: NDArray[np.uint8], volume: Volume) -> None:
     if not lung_DHW.any() and air_DHW[ids_DHW > 0].mean() > MAX_AIR_ELSEWHERE:
         raise MaskError(f"what the mask labels is mostly air, and none of it is called lung; {whose}")
     step_mm = SAMPLE_STRIDE * spacing_from_affine(canonical_affine(volume.affine, volume.shape_DHW)[0])[2]
-    count_RW = np.stack([(ids_DHW == region.id).sum(axis=(0, 1)) for region in REGIONS])
     middle_mm = {
-        region.id: float(count_W @ np.arange(len(count_W)) / count_W.sum()) * step_mm
-        for region, count_W in zip(REGIONS, count_RW, strict=True)
-        if region.side is not None and count_W.sum() >= MIN_VOXELS
+        region.id: float(np.nonzero(place_DHW)[2].mean()) * step_mm
+        for region in REGIONS
+        if region.side is not None and np.count_nonzero(place_DHW := ids_DHW == region.id) >= MIN_VOXELS
     }
     right, left = (
         {number: mm for number, mm in middle_mm.items() if REGION_BY_ID[number].side == side}

@@ -42,8 +42,8 @@ MIN_PART = 0.1
 
 _LOBE_OF_REGION, _SIDE_OF_REGION = np.zeros((2, 256), np.uint8)
 _LOBE_OF_REGION[list(LUNG_IDS)] = LUNG_IDS
-for _region in REGIONS:
-    _SIDE_OF_REGION[_region.id] = {"right": 1, "left": 2}.get(_region.side or "", 0)
+_SIDE_OF_REGION[[region.id for region in REGIONS if region.side == "right"]] = 1
+_SIDE_OF_REGION[[region.id for region in REGIONS if region.side == "left"]] = 2
 _MOST_FILLED_VOXELS = 500_000
 _CALIPER_ANGLES = np.deg2rad(np.arange(180))
 _LANDMARK_STRIDE = 4

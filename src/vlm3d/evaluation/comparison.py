@@ -57,19 +57,14 @@ def comparison_section(
         "reports": lambda: _reports(first.cases, second.cases, intervals, labeler),
     }
     section = {name: found for name, compare in parts.items() if (found := compare())}
-    return section if intervals.resamples else _values(section)
+    return section if intervals.resamples else {name: _values(found) for name, found in section.items()}
 
 
-def _values(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _values(figures: Any) -> Any:
     """Differences alone: no interval was drawn."""
-    return {
-        name: item.value
-        if isinstance(item, Difference)
-        else _values(item)
-        if isinstance(item, Mapping)
-        else item
-        for name, item in figures.items()
-    }
+    if isinstance(figures, Mapping):
+        return {name: _values(item) for name, item in figures.items()}
+    return figures.value if isinstance(figures, Difference) else figures
 
 
 def _classification(first: System, second: System, intervals: Intervals) -> dict[str, Any]:

@@ -417,7 +417,7 @@ def _lung_notes(prepared: PreparedScan) -> list[str]:
     """A scan of one lung tells less of sides than one of two."""
     if prepared.regions_DHW is None:
         return []
-    ids = set(np.unique(prepared.regions_DHW).tolist())
+    ids = set(np.unique(prepared.regions_DHW[::2, ::2, ::2]).tolist())
     found = [
         side for side, own in (("right", RIGHT_LUNG_IDS), ("left", LEFT_LUNG_IDS)) if ids.intersection(own)
     ]
